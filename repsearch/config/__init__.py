@@ -1,0 +1,39 @@
+"""One TOML file per run, validated as typed data; unknown keys are refused and the nearest valid key is named.
+
+`RunConfig` holds the sections; a section's plug-in table (`dataset`, `network`, `search.strategy`, `learn.objective`,
+`learn.optimiser`, `rounds.policy`) is a name and the member's fields, see `repsearch.families`.
+"""
+
+from repsearch.config.digests import json_digest, learn_digest, search_digest
+from repsearch.config.loading import load_config, parse_config, with_overrides
+from repsearch.config.schema import (
+    LOGITS,
+    LearnerConfig,
+    LearnConfig,
+    RoundsConfig,
+    RunConfig,
+    RunSection,
+    SearchConfig,
+    SearcherConfig,
+    StoreConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "LOGITS",
+    "LearnConfig",
+    "LearnerConfig",
+    "RoundsConfig",
+    "RunConfig",
+    "RunSection",
+    "SearchConfig",
+    "SearcherConfig",
+    "StoreConfig",
+    "TrackingConfig",
+    "json_digest",
+    "learn_digest",
+    "load_config",
+    "parse_config",
+    "search_digest",
+    "with_overrides",
+]

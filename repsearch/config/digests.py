@@ -1,0 +1,38 @@
+"""Digests of the parts of a configuration that determine a result; placement, tracking and the number of rounds are in none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from repsearch.config.schema import RunConfig
+
+_SEARCH = ("dataset", "network", "search", "store")
+_LEARN = (*_SEARCH, "learn")
+
+
+def search_digest(config: RunConfig) -> str:
+    """Return the digest of what determines the search of a given network: data, network, search and stored precision, and the seed."""
+    return _digest(config, _SEARCH)
+
+
+def learn_digest(config: RunConfig) -> str:
+    """Return the digest of what determines learning, search included."""
+    return _digest(config, _LEARN)
+
+
+def json_digest(document: Any) -> str:
+    """Return the hex SHA-256 of `document` as canonical JSON."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest(config: RunConfig, sections: Iterable[str]) -> str:
+    dump = config.model_dump(mode="json")
+    parts = {section: dump[section] for section in sections}
+    # Where the data lie does not matter: the dataset digest tells which they are.
+    parts["dataset"] = {key: value for key, value in parts["dataset"].items() if key not in ("root", "download")}
+    if "learn" in parts:
+        parts["learn"] = {key: value for key, value in parts["learn"].items() if key != "keep_checkpoints"}
+    return json_digest({"seed": config.run.seed, **parts})

@@ -1,0 +1,117 @@
+"""From a TOML file and `--set` overrides to a `RunConfig` with every default filled in."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from repsearch.config.schema import RunConfig
+from repsearch.errors import ConfigError
+from repsearch.families import DATASETS, NETWORKS, OBJECTIVES, OPTIMISERS, POLICIES, STRATEGIES, Family, describe
+
+PLUGINS: tuple[tuple[str, Family], ...] = (
+    ("dataset", DATASETS),
+    ("network", NETWORKS),
+    ("search.strategy", STRATEGIES),
+    ("learn.objective", OBJECTIVES),
+    ("learn.optimiser", OPTIMISERS),
+    ("rounds.policy", POLICIES),
+)
+"""Paths of the plug-in tables and the family of each."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration in TOML file `path`, with `a.b=value` overrides applied in order.
+
+    Raises `ConfigError` for a file that is missing or not TOML, and for every fault `parse_config` finds.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; name a configuration, such as configs/digits.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return parse_config(with_overrides(table, overrides))
+
+
+def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `table` with each `a.b=value` set; a value is TOML, or a plain string where it is not TOML."""
+    result = _copy(table)
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set {override!r}: expected a.b=value, for example rounds.count=5")
+        inner = result
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {override!r}: {key!r} is not a table")
+        value = _value(text.strip())
+        table_before = inner.get(keys[-1])
+        # Naming another member of a family drops the fields of the one before, which would not fit it.
+        if keys[-1] == "name" and table_before not in (None, value):
+            inner.clear()
+        inner[keys[-1]] = value
+    return result
+
+
+def parse_config(table: Mapping[str, Any]) -> RunConfig:
+    """Return the validated configuration, plug-in tables resolved to all their fields.
+
+    Raises `ConfigError` with one line per fault, each naming the path, the value and, for an unknown key, the nearest valid one.
+    """
+    try:
+        config = RunConfig.model_validate(_named(table))
+    except ValidationError as error:
+        raise ConfigError(describe(error, at="", known=known_keys)) from None
+    dump = config.model_dump(mode="json")
+    for path, family in PLUGINS:
+        *parents, last = path.split(".")
+        section = dump
+        for key in parents:
+            section = section[key]
+        section[last] = family.resolve(section[last], at=path)
+    NETWORKS.build({**dump["network"], **dump["search"]["network"]}, at="search.network")
+    return RunConfig.model_validate(dump)
+
+
+def known_keys(path: tuple[int | str, ...]) -> list[str]:
+    """Return the valid keys of the section at `path`, in the order of the schema."""
+    model: type[BaseModel] = RunConfig
+    for key in path:
+        field = model.model_fields.get(str(key))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _named(table: Mapping[str, Any]) -> dict[str, Any]:
+    # `policy = "one_shot"` is short for `policy = {name = "one_shot"}`, in every family.
+    result = _copy(table)
+    for path, _ in PLUGINS:
+        *parents, last = path.split(".")
+        section: Any = result
+        for key in parents:
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict) and isinstance(section.get(last), str):
+            section[last] = {"name": section[last]}
+    return result
+
+
+def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,136 @@
+"""The sections of a run's configuration. Field descriptions become `docs/config.md`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LOGITS: Literal["logits"] = "logits"
+"""Name of the last search layer: the output of the head."""
+
+PluginTable = dict[str, Any]
+"""A plug-in's name and fields, as in TOML; resolved by `repsearch.families.Family.build`."""
+
+
+class Section(BaseModel):
+    """A table of the configuration: immutable, unknown keys refused, every number finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of everything random in the run: split, initial parameters, search, batch order."""
+    root: str = "runs"
+    """Folder that holds the runs, relative to the working directory; a run is a folder in it."""
+    baseline: bool = False
+    """Follow the run by a cross-entropy run of the same network shape, epochs and optimiser."""
+
+
+class SearchConfig(Section):
+    strategy: PluginTable = Field(default_factory=lambda: {"name": "evolution"})
+    """Search strategy (family `strategies`)."""
+    layers: list[int | Literal["logits"]] = Field(default=[0, 1, 2, "logits"], min_length=1)
+    """Search layers, evolved in this order: block numbers from 0, and `"logits"`."""
+    start: Literal["fresh", "network"] = "fresh"
+    """Initial population on a learned network: around noisy inputs, or around the network's own representations. An untrained network is always searched from noisy inputs."""
+    network: PluginTable = Field(default_factory=dict)
+    """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
+    input_noise: float = Field(default=0.1, ge=0)
+    """Standard deviation of the noise on the inputs of the initial population, in standard deviations of the channel."""
+    tile_examples: int = Field(default=16, ge=1)
+    """Examples computed together. Results depend on it in the last bits, on the shard size never."""
+    calibration_examples: int = Field(default=1000, ge=2)
+    """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
+
+
+class LearnConfig(Section):
+    objective: PluginTable = Field(default_factory=lambda: {"name": "regression"})
+    """Learning objective (family `objectives`)."""
+    optimiser: PluginTable = Field(default_factory=lambda: {"name": "adamw"})
+    """Optimiser (family `optimisers`)."""
+    start: Literal["fresh", "warm"] = "fresh"
+    """Each round learns from initial parameters, or goes on from the network of the round before."""
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the training set per round."""
+    batch_size: int = Field(default=125, ge=2)
+    """Examples per optimiser step; the last, smaller batch of an epoch is dropped unless it is the only one."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """Learning rate over a round: linear rise to the optimiser's `lr`, then cosine fall to nearly zero; or constant."""
+    warmup: float = Field(default=0.25, gt=0, lt=1)
+    """Share of a round's steps in which the learning rate rises (`one_cycle`)."""
+    fixed_batches: bool = False
+    """Keep the composition of the batches from epoch to epoch and shuffle only their order."""
+    flip: bool = False
+    """Augmentation: mirror images left to right, with probability 1/2."""
+    pad_crop: int = Field(default=0, ge=0)
+    """Augmentation: shift images by up to this many pixels (reflection pad, random crop)."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest epoch checkpoints kept while a round learns."""
+
+
+class RoundsConfig(Section):
+    policy: PluginTable = Field(default_factory=lambda: {"name": "closed_loop"})
+    """Round policy (family `policies`)."""
+    count: int = Field(default=3, ge=1)
+    """Number of rounds."""
+
+
+class SearcherConfig(Section):
+    addresses: list[str] = []
+    """`host:port` of running searcher daemons; empty: start local ones."""
+    count: int = Field(default=1, ge=1)
+    """Local searcher daemons to start."""
+    device: str = "cpu"
+    """Torch device of local searcher daemons."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of each local searcher daemon."""
+    shard_examples: int = Field(default=512, ge=1)
+    """Examples per shard: the unit of work, of writing and of commit."""
+
+
+class LearnerConfig(Section):
+    address: str = ""
+    """`host:port` of a running learner daemon; empty: start a local one."""
+    device: str = "cpu"
+    """Torch device of the local learner daemon."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of the local learner daemon."""
+
+
+class StoreConfig(Section):
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision of stored targets. Parameters and checkpoints are always stored exactly."""
+    chunk_mb: float = Field(default=4.0, gt=0, le=64)
+    """Size of a chunk in MB."""
+
+
+class TrackingConfig(Section):
+    enabled: bool = True
+    """Log to MLflow; the journal in the run's folder is written in any case."""
+    uri: str = ""
+    """MLflow tracking URI; empty: `sqlite:///<run.root>/mlflow.db`, as an absolute path."""
+    experiment: str = "repsearch"
+    """MLflow experiment name."""
+
+
+class RunConfig(Section):
+    """Configuration of one run."""
+
+    run: RunSection = RunSection()
+    dataset: PluginTable = Field(default_factory=lambda: {"name": "digits"})
+    """Dataset (family `datasets`)."""
+    network: PluginTable = Field(default_factory=lambda: {"name": "convnet"})
+    """Learned network (family `networks`)."""
+    search: SearchConfig = SearchConfig()
+    learn: LearnConfig = LearnConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    searcher: SearcherConfig = SearcherConfig()
+    learner: LearnerConfig = LearnerConfig()
+    store: StoreConfig = StoreConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def search_network(self) -> PluginTable:
+        """Table of the untrained network that round 0 searches: `[network]` with the fields of `[search.network]`."""
+        return {**self.network, **self.search.network}

@@ -1,0 +1,19 @@
+"""Datasets with train, validation and test splits. Members: see `repsearch.families.DATASETS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from repsearch.families import DATASETS
+
+if TYPE_CHECKING:
+    from repsearch.datasets.base import Data
+
+__all__ = ["load_data"]
+
+
+def load_data(table: Mapping[str, Any], *, seed: int) -> Data:
+    """Return the data of configuration `table`, split by `seed`; raises `ConfigError` or `DatasetError`."""
+    data: Data = DATASETS.build(table, at="dataset").load(seed=seed)
+    return data

@@ -1,0 +1,20 @@
+"""Searchable networks: a stem, blocks whose outputs are the representations, and a head; runnable from any block.
+
+`build_network` makes one from a configuration table; `check_same_representations` refuses a pair whose block outputs differ in shape;
+`to_arrays` and `load_arrays` carry parameters and buffers to and from the store. Members: see `repsearch.families.NETWORKS`.
+"""
+
+from repsearch.networks.base import NetworkSpec, SearchableNetwork
+from repsearch.networks.building import build_network, calibrate, check_same_representations, network_digest
+from repsearch.networks.parameters import load_arrays, to_arrays
+
+__all__ = [
+    "NetworkSpec",
+    "SearchableNetwork",
+    "build_network",
+    "calibrate",
+    "check_same_representations",
+    "load_arrays",
+    "network_digest",
+    "to_arrays",
+]

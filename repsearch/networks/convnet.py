@@ -1,0 +1,198 @@
+"""The convolutional network of the source paper (after KellerJordan's cifar10-airbench).
+
+A whitening stem (2x2 convolution whose filters are the eigenvectors of training patches, and their negatives; then GELU); blocks of
+convolution groups; a linear head. The first group of a block is Conv3x3 -> MaxPool2 -> BN -> GELU -> Conv3x3 -> BN -> GELU, further
+groups leave the pooling out. Convolutions start as Dirac filters: the first `in_channels` filters are identities, the rest
+Kaiming-uniform. Vegesna & Dahal 2025, section 3; reference sizes: CIFAR-10 at width 256 gives 256x15x15, 256x7x7, 256x3x3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from repsearch.errors import ConfigError
+from repsearch.networks.base import SearchableNetwork, Shape
+
+STEM_KERNEL = 2
+NORMALISE_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNet:
+    """Hyperparameters of the convolutional network.
+
+    width: channels of every block output.
+    blocks: number of blocks, each halving the map.
+    convolutions: convolutions per block, two per group; the searched copy of round 0 usually has 2, the learned network 4 or 6.
+    normalise: a block's representation is its output normalised to zero mean and unit variance per example, and that is what the next
+        block reads; without it the raw output is.
+    batchnorm_momentum: weight of the newest batch in the running statistics.
+    head_scale: factor on the logits.
+    """
+
+    width: Annotated[int, Field(ge=1)] = 16
+    blocks: Annotated[int, Field(ge=1)] = 3
+    convolutions: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    normalise: bool = True
+    batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    head_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    def check(self, input_shape: Shape) -> tuple[Shape, ...]:
+        """Return the shapes of the block representations, each (width, H, W); raises `ConfigError` if a map shrinks to nothing."""
+        _, height, width = input_shape
+        height, width = height - STEM_KERNEL + 1, width - STEM_KERNEL + 1
+        stem_channels = 2 * input_shape[0] * STEM_KERNEL**2
+        if self.width < stem_channels:
+            raise ConfigError(f"network.width: {self.width} is below the stem's {stem_channels} channels; set it to {stem_channels} or more")
+        shapes = []
+        for block in range(self.blocks):
+            height, width = height // 2, width // 2
+            if min(height, width) < 1:
+                size = f"{input_shape[1]}x{input_shape[2]}"
+                raise ConfigError(f"network.blocks: {self.blocks} blocks do not fit {size} images; set it to {block} or fewer")
+            shapes.append((self.width, height, width))
+        return tuple(shapes)
+
+    def build(
+        self,
+        *,
+        input_shape: Shape,
+        classes: int,
+        mean: Tensor,
+        std: Tensor,
+        stem_images: Tensor,
+        rng: torch.Generator,
+    ) -> SearchableNetwork:
+        """Return the network; see `NetworkSpec.build`."""
+        return ConvNetModule(self, input_shape=input_shape, classes=classes, mean=mean, std=std, stem_images=stem_images, rng=rng)
+
+
+class ConvNetModule(SearchableNetwork):
+    """The network that a `ConvNet` describes."""
+
+    def __init__(
+        self,
+        spec: ConvNet,
+        *,
+        input_shape: Shape,
+        classes: int,
+        mean: Tensor,
+        std: Tensor,
+        stem_images: Tensor,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__(mean=mean, std=std)
+        self.block_shapes = spec.check(input_shape)
+        self.classes = classes
+        self.stem = WhiteningStem(self.prepare(stem_images))
+        channels = self.stem.channels
+        self.blocks = nn.ModuleList()
+        for _ in self.block_shapes:
+            self.blocks.append(ConvBlock(spec, channels, rng))
+            channels = spec.width
+        self.head = Head(math.prod(self.block_shapes[-1]), classes, spec.head_scale, rng)
+
+
+class WhiteningStem(nn.Module):
+    """2x2 convolution that whitens patches of `inputs_NCHW`, with each filter's negative, then GELU; never trained."""
+
+    weight: Tensor
+
+    def __init__(self, inputs_NCHW: Tensor, eps: float = 5e-4) -> None:
+        super().__init__()
+        channels = inputs_NCHW.shape[1]
+        patches = F.unfold(inputs_NCHW, STEM_KERNEL).transpose(1, 2).reshape(-1, channels * STEM_KERNEL**2).double()
+        covariance = patches.T @ patches / len(patches)
+        values, vectors = torch.linalg.eigh(covariance)
+        # An eigenvector's sign is arbitrary; fix it, so that libraries and devices agree.
+        signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+        filters = (vectors * signs / torch.sqrt(values + eps)).T.flip(0).reshape(-1, channels, STEM_KERNEL, STEM_KERNEL)
+        self.register_buffer("weight", torch.cat([filters, -filters]).float())
+        self.channels = len(self.weight)
+
+    def forward(self, inputs_BCHW: Tensor) -> Tensor:
+        """Return (B, 2 * 4 C, H - 1, W - 1)."""
+        return F.gelu(F.conv2d(inputs_BCHW, self.weight))
+
+
+class ConvGroup(nn.Module):
+    """Conv3x3 (-> MaxPool2) -> BN -> GELU -> Conv3x3 -> BN -> GELU."""
+
+    def __init__(self, channels_in: int, channels: int, *, pool: bool, momentum: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.pool = pool
+        self.conv1 = dirac_conv(channels_in, channels, rng)
+        self.norm1 = nn.BatchNorm2d(channels, momentum=momentum)
+        self.conv2 = dirac_conv(channels, channels, rng)
+        self.norm2 = nn.BatchNorm2d(channels, momentum=momentum)
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Return maps of `channels` channels, of half the size with pooling."""
+        maps_BCHW = self.conv1(maps_BCHW)
+        if self.pool:
+            maps_BCHW = F.max_pool2d(maps_BCHW, 2)
+        maps_BCHW = F.gelu(self.norm1(maps_BCHW))
+        return F.gelu(self.norm2(self.conv2(maps_BCHW)))
+
+
+class ConvBlock(nn.Module):
+    """`convolutions / 2` groups, the first with pooling; the output is the representation."""
+
+    def __init__(self, spec: ConvNet, channels_in: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.normalise = spec.normalise
+        self.groups = nn.ModuleList(
+            ConvGroup(
+                channels_in if group == 0 else spec.width,
+                spec.width,
+                pool=group == 0,
+                momentum=spec.batchnorm_momentum,
+                rng=rng,
+            )
+            for group in range(spec.convolutions // 2)
+        )
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Return the representation (B, width, H / 2, W / 2)."""
+        for group in self.groups:
+            maps_BCHW = group(maps_BCHW)
+        return normalised(maps_BCHW) if self.normalise else maps_BCHW
+
+
+class Head(nn.Module):
+    """Flatten, linear, scale."""
+
+    def __init__(self, features: int, classes: int, scale: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+        self.scale = scale
+        bound = 1 / math.sqrt(features)
+        with torch.no_grad():
+            self.linear.weight.uniform_(-bound, bound, generator=rng)
+            self.linear.bias.uniform_(-bound, bound, generator=rng)
+
+    def forward(self, maps_BX: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        logits: Tensor = self.linear(maps_BX.flatten(1))
+        return logits * self.scale if self.scale != 1 else logits
+
+
+def dirac_conv(channels_in: int, channels: int, rng: torch.Generator) -> nn.Conv2d:
+    """Return a 3x3 convolution without bias: the first `channels_in` filters are identities, the rest Kaiming-uniform."""
+    conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+    with torch.no_grad():
+        nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=rng)
+        nn.init.dirac_(conv.weight[: min(channels_in, channels)])
+    return conv
+
+
+def normalised(maps_BX: Tensor) -> Tensor:
+    """Return each example's map less its mean, over its standard deviation (over all axes but the first; eps 1e-5)."""
+    return F.layer_norm(maps_BX, maps_BX.shape[1:], eps=NORMALISE_EPS)
