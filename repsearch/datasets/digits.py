@@ -1,0 +1,38 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, part of the library, no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from repsearch.datasets.base import Data, Split
+from repsearch.datasets.splitting import assemble, choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """scikit-learn's digits, 1x8x8, ten classes; values 0..16 become 0..255.
+
+    train: training examples, drawn by the run's seed; all that are left if not given.
+    validation: examples split off for validation, by the run's seed.
+    test: examples split off for testing, by the run's seed.
+    """
+
+    train: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[int, Field(ge=1)] = 180
+    test: Annotated[int, Field(ge=1)] = 360
+
+    def load(self, *, seed: int) -> Data:
+        """Return the data, split by `seed`; raises `DatasetError` if it has fewer examples than asked for."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+        labels = torch.from_numpy(digits.target.astype(np.int64))
+        choice = choose(pool=len(labels), train=self.train, validation=self.validation, test=self.test, seed=seed)
+        train, validation, test = (Split(images[part], labels[part]) for part in (choice.train, choice.validation, choice.test))
+        return assemble("digits", [str(name) for name in digits.target_names], train=train, validation=validation, test=test)
