@@ -4,7 +4,7 @@
 `to_arrays` and `load_arrays` carry parameters and buffers to and from the store. Members: see `repsearch.families.NETWORKS`.
 """
 
-from repsearch.networks.base import NetworkSpec, SearchableNetwork
+from repsearch.networks.base import NetworkSpec, SearchableNetwork, layer_name, layer_number
 from repsearch.networks.building import build_network, calibrate, check_same_representations, network_digest
 from repsearch.networks.parameters import load_arrays, to_arrays
 
@@ -14,6 +14,8 @@ __all__ = [
     "build_network",
     "calibrate",
     "check_same_representations",
+    "layer_name",
+    "layer_number",
     "load_arrays",
     "network_digest",
     "to_arrays",

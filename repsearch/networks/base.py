@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from repsearch.config import LOGITS
+
 Shape = tuple[int, ...]
 
 
@@ -29,6 +31,8 @@ class SearchableNetwork(nn.Module):
     block_shapes: tuple[Shape, ...]
     """Shape of each block's representation, without the example axis."""
     classes: int
+    normalises: bool = False
+    """Whether block representations are normalised per example already."""
 
     def __init__(self, *, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -76,6 +80,16 @@ class SearchableNetwork(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return the logits (B, K)."""
         return self.representations(images_BCHW)[-1]
+
+
+def layer_name(layer: int | str, blocks: int) -> str:
+    """Return `block0`, `block1`, ... or `logits` for a search layer of a network of `blocks` blocks."""
+    return LOGITS if layer in (blocks, LOGITS) else f"block{layer}"
+
+
+def layer_number(layer: int | str, blocks: int) -> int:
+    """Return the number of a configured search layer: itself, or `blocks` for the logits."""
+    return blocks if layer == LOGITS else int(layer)
 
 
 class NetworkSpec(Protocol):

@@ -39,7 +39,7 @@ def check_same_representations(searched: SearchableNetwork, learned: SearchableN
     if searched.block_shapes != learned.block_shapes:
         raise ConfigError(
             f"search.network: block outputs {_text(searched)} differ from the learned network's {_text(learned)}; "
-            "the two may differ in `convolutions`, not in `width`, `blocks` or `normalise`"
+            "the two may differ in `convolutions`, not in `width` or `blocks`"
         )
 
 

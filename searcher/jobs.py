@@ -1,0 +1,115 @@
+"""The searcher's jobs: messages in, domain calls, committed groups out.
+
+`check` loads the data and builds the networks; `search` searches one shard and commits it as one attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from repsearch.config import RunConfig, search_digest
+from repsearch.datasets import cached_data
+from repsearch.datasets.base import Data
+from repsearch.errors import ConfigError, DaemonError
+from repsearch.families import NETWORKS, STRATEGIES
+from repsearch.networks import build_network, layer_name, layer_number, load_arrays
+from repsearch.rpc.v1 import jobs_pb2
+from repsearch.serving import JobContext, JobResult
+from searcher.search import SearchPlan, SearchResult, search_examples
+from store import Reference, open_store
+from store.parameters import read_parameters
+
+
+def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
+    """Run the job that `request` describes; raises `RepSearchError` for every fault a user can act on."""
+    config = RunConfig.model_validate_json(request.config_json)
+    torch.set_num_threads(context.threads)
+    data = cached_data(config.dataset, seed=config.run.seed)
+    kind = request.WhichOneof("spec")
+    if kind == "check":
+        _plan(config, data, round_number=0, trained=False)
+        return JobResult(dataset_digest=data.digest)
+    if kind != "search":
+        raise DaemonError(f"a searcher runs `check` and `search` jobs, not {kind!r}; send it to a learner")
+    if data.digest != request.dataset_digest:
+        raise DaemonError(f"the searcher's data have digest {data.digest[:12]}, the run's {request.dataset_digest[:12]}; give both the same files")
+    return _search(request, config, data, context)
+
+
+def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, context: JobContext) -> JobResult:
+    spec = request.search
+    store = open_store(str(context.store_root / request.run_path), chunk_mb=config.store.chunk_mb)
+    plan = _plan(config, data, round_number=spec.round, trained=spec.trained)
+    table = config.network if spec.trained else config.search_network()
+    network = build_network(table, data, seed=config.run.seed, purpose="searched")
+    load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
+    names = [layer_name(layer, network.logits_layer) for layer in plan.layers]
+
+    def on_tile(done: int, curves: Sequence[Sequence[float]]) -> None:
+        context.check()
+        context.progress(done, spec.count, unit="images", text=_text(names, curves))
+
+    result = search_examples(
+        plan, network, data.train, first=spec.first, count=spec.count, device=torch.device(context.device), on_tile=on_tile
+    )
+    context.check()
+    reference = store.write(
+        spec.output_path,
+        _arrays(names, result),
+        attributes=_attributes(request, config, names, result),
+        dtypes={name: config.store.dtype for name in names},
+    )
+    return JobResult(path=reference.path, digest=reference.digest)
+
+
+def _plan(config: RunConfig, data: Data, *, round_number: int, trained: bool) -> SearchPlan:
+    """Return the search plan; raises `ConfigError` where the configuration does not fit the network."""
+    shapes = NETWORKS.build(config.network, at="network").check(data.input_shape)
+    searched = NETWORKS.build(config.search_network(), at="search.network").check(data.input_shape)
+    if shapes != searched:
+        raise ConfigError(f"search.network: block outputs {searched} differ from the learned network's {shapes}")
+    strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
+    strategy.check(config.search.layers, shapes)
+    return SearchPlan(
+        strategy=strategy,
+        layers=[layer_number(layer, len(shapes)) for layer in config.search.layers],
+        seed=config.run.seed,
+        round=round_number,
+        input_noise=config.search.input_noise,
+        from_network=trained and config.search.start == "network",
+        tile_examples=config.search.tile_examples,
+    )
+
+
+def _arrays(names: Sequence[str], result: SearchResult) -> dict[str, object]:
+    arrays = {name: target.numpy() for name, target in zip(names, result.targets, strict=True)}
+    return {**arrays, "fitness_before": result.before_NL.numpy(), "fitness_after": result.after_NL.numpy()}
+
+
+def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequence[str], result: SearchResult) -> dict[str, object]:
+    spec = request.search
+    return {
+        "kind": "search",
+        "run_id": request.run_id,
+        "term": request.term,
+        "round": spec.round,
+        "shard": spec.shard,
+        "attempt": spec.attempt,
+        "first": spec.first,
+        "count": spec.count,
+        "search_digest": search_digest(config),
+        "dataset_digest": request.dataset_digest,
+        "network_digest": spec.network.digest,
+        "layers": list(names),
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "curves": dict(zip(names, result.curves, strict=True)),
+    }
+
+
+def _text(names: Sequence[str], curves: Sequence[Sequence[float]]) -> str:
+    return ", ".join(f"{name} {curve[0]:.2f} to {curve[-1]:.2f}" for name, curve in zip(names, curves, strict=True))
+
+
