@@ -10,15 +10,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from repsearch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Family:
             raise ConfigError(f"{at or self.name}: needs a `name`, one of {', '.join(self.names())}")
         member = self.member(name, at=at)
         try:
-            return _adapter(member).validate_python(fields)
+            # As JSON, because strict validation of a dataclass takes a mapping from there only.
+            return _adapter(member).validate_json(json.dumps(fields, default=str))
         except ValidationError as error:
             known = [field.name for field in dataclasses.fields(member)]
             raise ConfigError(describe(error, at=at, known=lambda _: known)) from None
@@ -62,10 +67,9 @@ class Family:
         return {"name": table["name"], **_adapter(type(member)).dump_python(member, mode="json")}
 
 
-@cache
 def _adapter(member: type[Any]) -> TypeAdapter[Any]:
     # Plug-ins are standard dataclasses, so that they need no pydantic; unknown keys are refused here for all of them.
-    member.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+    member.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False, "strict": True}
     return TypeAdapter(member)
 
 
@@ -75,25 +79,39 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def describe(error: ValidationError, *, at: str, known: Any) -> str:
-    """Return one line per fault in `error`: path, what is wrong, the value given, and the nearest valid key for an unknown one."""
-    lines = []
+def describe(error: ValidationError, *, at: str, known: Callable[[tuple[int | str, ...]], list[str]]) -> str:
+    """Return one line per fault in `error`: path, what is wrong, the value given, and the nearest valid key for an unknown one.
+
+    `known` maps the location of a table to its valid keys.
+    """
+    lines: dict[str, str] = {}
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
-        where = ".".join(part for part in (at, path) if part)
-        if fault["type"] == "extra_forbidden":
-            key = str(fault["loc"][-1])
-            names = known(fault["loc"][:-1])
-            lines.append(f"{where}: unknown key {key!r}{nearest(key, names)}; valid keys: {', '.join(names)}")
-        elif fault["type"] == "unexpected_keyword_argument":
-            key = str(fault["loc"][-1])
-            names = known(fault["loc"][:-1])
-            lines.append(f"{where}: unknown key {key!r}{nearest(key, names)}; valid keys: {', '.join(names)}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            given = "" if fault["type"] in ("missing", "value_error") else f" (given: {fault['input']!r})"
-            lines.append(f"{where}: {message}{given}" if where else f"{message}{given}")
-    return "\n".join(lines)
+        where = ".".join(part for part in (at, *map(str, _location(fault))) if part)
+        message = _message(fault, known)
+        # A value that fits no member of a union has a fault for each; to the reader they are one.
+        lines[where] = f"{lines[where]}, or {message}" if where in lines else message
+    return "\n".join(f"{where}: {message}" if where else message for where, message in lines.items())
+
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_PLAIN = {"missing": "is required", "model_type": "should be a table", "dict_type": "should be a table"}
+_UNION_MEMBER = re.compile(r"\W|^(int|float|str|bool|none)$")
+
+
+def _location(fault: ErrorDetails) -> tuple[int | str, ...]:
+    # pydantic ends the location of a fault inside a union with the member it tried, such as `int` or `literal['logits']`.
+    location = fault["loc"]
+    if fault["type"] not in _UNKNOWN and len(location) > 1 and _UNION_MEMBER.search(str(location[-1])):
+        return location[:-1]
+    return location
+
+
+def _message(fault: ErrorDetails, known: Callable[[tuple[int | str, ...]], list[str]]) -> str:
+    if fault["type"] in _UNKNOWN:
+        key, names = str(fault["loc"][-1]), known(fault["loc"][:-1])
+        return f"unknown key {key!r}{nearest(key, names)}; valid keys: {', '.join(names)}"
+    message = _PLAIN.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message if fault["type"] in ("missing", "value_error") else f"{message} (given: {fault['input']!r})"
 
 
 NETWORKS = Family("networks", {"convnet": "repsearch.networks.convnet:ConvNet"})

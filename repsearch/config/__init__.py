@@ -8,8 +8,8 @@ from repsearch.config.digests import json_digest, learn_digest, search_digest
 from repsearch.config.loading import load_config, parse_config, with_overrides
 from repsearch.config.schema import (
     LOGITS,
-    LearnerConfig,
     LearnConfig,
+    LearnerConfig,
     RoundsConfig,
     RunConfig,
     RunSection,

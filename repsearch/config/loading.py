@@ -23,6 +23,8 @@ PLUGINS: tuple[tuple[str, Family], ...] = (
 )
 """Paths of the plug-in tables and the family of each."""
 
+_PLUGIN_KEYS = [path.split(".") for path, _ in PLUGINS]
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration in TOML file `path`, with `a.b=value` overrides applied in order.
@@ -42,7 +44,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `table` with each `a.b=value` set; a value is TOML, or a plain string where it is not TOML."""
-    result = _copy(table)
+    result = _named(table)
     for override in overrides:
         path, separator, text = override.partition("=")
         keys = path.strip().split(".")
@@ -54,11 +56,11 @@ def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {override!r}: {key!r} is not a table")
         value = _value(text.strip())
-        table_before = inner.get(keys[-1])
         # Naming another member of a family drops the fields of the one before, which would not fit it.
-        if keys[-1] == "name" and table_before not in (None, value):
+        if keys[-1] == "name" and keys[:-1] in _PLUGIN_KEYS and inner.get("name") not in (None, value):
             inner.clear()
         inner[keys[-1]] = value
+        result = _named(result)
     return result
 
 
@@ -71,15 +73,31 @@ def parse_config(table: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(_named(table))
     except ValidationError as error:
         raise ConfigError(describe(error, at="", known=known_keys)) from None
-    dump = config.model_dump(mode="json")
+    # Not in JSON mode, which turns a NaN in a plug-in's table into null before the plug-in can refuse it.
+    dump = config.model_dump()
+    faults = []
     for path, family in PLUGINS:
         *parents, last = path.split(".")
         section = dump
         for key in parents:
             section = section[key]
-        section[last] = family.resolve(section[last], at=path)
-    NETWORKS.build({**dump["network"], **dump["search"]["network"]}, at="search.network")
+        try:
+            section[last] = family.resolve(section[last], at=path)
+        except ConfigError as error:
+            faults.append(str(error))
+    if not faults:
+        faults = _faults_of_search_network(dump)
+    if faults:
+        raise ConfigError("\n".join(faults))
     return RunConfig.model_validate(dump)
+
+
+def _faults_of_search_network(dump: Mapping[str, Any]) -> list[str]:
+    try:
+        NETWORKS.build({**dump["network"], **dump["search"]["network"]}, at="search.network")
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def known_keys(path: tuple[int | str, ...]) -> list[str]:

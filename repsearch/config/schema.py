@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LOGITS: Literal["logits"] = "logits"
 """Name of the last search layer: the output of the head."""
@@ -14,9 +14,9 @@ PluginTable = dict[str, Any]
 
 
 class Section(BaseModel):
-    """A table of the configuration: immutable, unknown keys refused, every number finite."""
+    """A table of the configuration: immutable, unknown keys refused, every number finite, no `true` or `"3"` for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
@@ -31,10 +31,11 @@ class RunSection(Section):
 class SearchConfig(Section):
     strategy: PluginTable = Field(default_factory=lambda: {"name": "evolution"})
     """Search strategy (family `strategies`)."""
-    layers: list[int | Literal["logits"]] = Field(default=[0, 1, 2, "logits"], min_length=1)
+    layers: list[Annotated[int, Field(ge=0)] | Literal["logits"]] = Field(default=[0, 1, 2, "logits"], min_length=1)
     """Search layers, evolved in this order: block numbers from 0, and `"logits"`."""
     start: Literal["fresh", "network"] = "fresh"
-    """Initial population on a learned network: around noisy inputs, or around the network's own representations. An untrained network is always searched from noisy inputs."""
+    """Initial population on a learned network: around noisy inputs, or around the network's own representations.
+    An untrained network is always searched from noisy inputs."""
     network: PluginTable = Field(default_factory=dict)
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
@@ -43,6 +44,14 @@ class SearchConfig(Section):
     """Examples computed together. Results depend on it in the last bits, on the shard size never."""
     calibration_examples: int = Field(default=1000, ge=2)
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: list[int | str]) -> list[int | str]:
+        twice = [layer for layer in layers if layers.count(layer) > 1]
+        if twice:
+            raise ValueError(f"layer {twice[0]!r} is given twice; name each search layer once")
+        return layers
 
 
 class LearnConfig(Section):
