@@ -1,1 +1,53 @@
-"""RepSearch: store."""
+"""The representation store: arrays in, arrays out, verified on the way; numpy and zarr, no torch, no gRPC.
+
+A *group* is a folder of arrays plus a manifest, written last, that makes it readable; a *document* is one JSON file, whole or absent.
+
+    base          what a group and a store are: `Reference`, the two protocols
+    manifest      `Manifest`, `ArrayInfo` and their bytes
+    formats       arrays as stored: precision, chunks, digests
+    documents     documents as bytes with their digest
+    paths         which paths and names are accepted
+    files         files that appear whole or not at all
+    zarr_store    `ZarrStore`: Zarr v3 on a local or shared disk
+    memory_store  `MemoryStore`: the same contract in memory
+    layout        where things lie in a run's folder
+    parameters    named parameters as one flat array per dtype
+    verification  checks of a group and of a whole run
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from store.base import DocumentStore, Reference, RepresentationStore, Store
+from store.manifest import ArrayInfo, Manifest
+from store.opening import open_store
+
+if TYPE_CHECKING:
+    from store.memory_store import MemoryStore
+    from store.zarr_store import ZarrStore
+
+__all__ = [
+    "ArrayInfo",
+    "DocumentStore",
+    "Manifest",
+    "MemoryStore",
+    "Reference",
+    "RepresentationStore",
+    "Store",
+    "ZarrStore",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing zarr takes half a second, which a command that only needs `store.layout` should not pay.
+    if name == "ZarrStore":
+        from store.zarr_store import ZarrStore
+
+        return ZarrStore
+    if name == "MemoryStore":
+        from store.memory_store import MemoryStore
+
+        return MemoryStore
+    raise AttributeError(f"module 'store' has no attribute {name!r}")

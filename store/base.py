@@ -1,0 +1,79 @@
+"""What a store is: groups of arrays (`RepresentationStore`) and small documents (`DocumentStore`).
+
+Paths are relative to the store's root (a run's folder) and separated by `/`; a path that is absolute or leaves the root is refused.
+Every failure is a `StoreError` that names the path; numbers that cannot be stored are a `NumericalError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A committed group and exactly what it holds. `digest` is the hex SHA-256 of the manifest's bytes."""
+
+    path: str
+    digest: str
+
+
+class RepresentationStore(Protocol):
+    """Groups of arrays; a group becomes readable all at once, when its manifest is written, and never changes afterwards."""
+
+    def write(
+        self,
+        path: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        attributes: Mapping[str, Any],
+        dtypes: Mapping[str, str] | None = None,
+        finite: bool = True,
+    ) -> Reference:
+        """Write and commit the group `path`, and return its reference.
+
+        `dtypes` names the float arrays to store as "float16", "bfloat16" or "float32"; the others are stored exactly as given.
+        `attributes` are JSON values. Rows are the first axis, so an array has at least one. What an unfinished write left at `path`
+        is removed first; a committed group there is refused. A value that is not finite or does not fit its dtype is a
+        `NumericalError` with array and row; `finite=False` admits NaN and infinity in the arrays that `dtypes` does not name.
+        """
+
+    def manifest(self, ref: Reference | str) -> Manifest:
+        """Return the manifest of a committed group: exactly the one referred to, or (for a path) whatever is committed there."""
+
+    def read(self, ref: Reference | str, name: str, rows: slice | None = None) -> np.ndarray:
+        """Return array `name`, or its `rows`, as a new array; bfloat16 comes back as float32.
+
+        Every chunk read is checked against the manifest; a missing, truncated or altered one is a `StoreError` that names it.
+        """
+
+    def committed(self, path: str) -> list[str]:
+        """Return the names of the committed groups directly below `path`, sorted; none if there is no such folder."""
+
+    def delete(self, path: str) -> None:
+        """Delete the group `path`, the manifest first, or what an unfinished write or delete left there; absent is fine."""
+
+
+class DocumentStore(Protocol):
+    """Small JSON documents, each carrying its own digest; a document appears whole or not at all."""
+
+    def write_document(self, path: str, document: Mapping[str, Any], *, create: bool) -> str:
+        """Write the document `path` (ending in .json) and return the hex SHA-256 of its content.
+
+        With `create` an existing document is refused: of several writers at once exactly one succeeds. Keys become strings.
+        """
+
+    def read_document(self, path: str) -> dict[str, Any]:
+        """Return the document `path`; raises `StoreError` if it is missing, truncated or altered."""
+
+    def documents(self, path: str) -> list[str]:
+        """Return the names of the documents directly below `path` ("" is the root), sorted; none if there is no such folder."""
+
+
+class Store(RepresentationStore, DocumentStore, Protocol):
+    """Both: what holds a run."""

@@ -1,0 +1,85 @@
+"""Where things lie in a run's folder. Rounds, shards and attempts are numbered from 0, epochs from 1.
+
+run.json                                     config, digests, seed, versions
+rounds/00003/network/initial                 the network searched in round 0
+rounds/00003/network/learned-a1              the network learned by attempt 1
+rounds/00003/search/00017-a2                 shard 17, attempt 2
+rounds/00003/round.json, report.json         the attempts that count; the figures of the round
+checkpoints/00003/a01-e0007                  the learner's state of attempt 1 after epoch 7
+"""
+
+from __future__ import annotations
+
+import re
+
+from repsearch.errors import StoreError
+
+RUN_DOCUMENT = "run.json"
+ROUNDS_FOLDER = "rounds"
+
+
+def round_folder(round: int) -> str:
+    """Folder of everything of a round but the checkpoints."""
+    return f"{ROUNDS_FOLDER}/{round:05d}"
+
+
+def network_folder(round: int) -> str:
+    """Folder of a round's networks."""
+    return f"{round_folder(round)}/network"
+
+
+def search_folder(round: int) -> str:
+    """Folder of a round's shards, all attempts."""
+    return f"{round_folder(round)}/search"
+
+
+def checkpoint_folder(round: int) -> str:
+    """Folder of a round's checkpoints, all attempts."""
+    return f"checkpoints/{round:05d}"
+
+
+def initial_network_path() -> str:
+    """The untrained network that round 0 searches."""
+    return f"{network_folder(0)}/initial"
+
+
+def learned_network_path(round: int, attempt: int) -> str:
+    """The network learned in a round by one attempt."""
+    return f"{network_folder(round)}/learned-a{attempt}"
+
+
+def shard_path(round: int, shard: int, attempt: int) -> str:
+    """One attempt at a shard of a round."""
+    return f"{search_folder(round)}/{shard:05d}-a{attempt}"
+
+
+def checkpoint_path(round: int, attempt: int, epoch: int) -> str:
+    """The learner's state of an attempt after an epoch; names sort by attempt, then epoch."""
+    return f"{checkpoint_folder(round)}/a{attempt:02d}-e{epoch:04d}"
+
+
+def round_document(round: int) -> str:
+    """The document that says which attempts of a round count."""
+    return f"{round_folder(round)}/round.json"
+
+
+def report_document(round: int) -> str:
+    """The document with the figures of a round."""
+    return f"{round_folder(round)}/report.json"
+
+
+def parse_shard_name(name: str) -> tuple[int, int]:
+    """Return shard and attempt of a name such as "00017-a2"; raises `StoreError` for another form."""
+    return _numbers(r"(\d{5,})-a(\d+)", name, "a shard attempt, such as 00017-a2")
+
+
+def parse_checkpoint_name(name: str) -> tuple[int, int]:
+    """Return attempt and epoch of a name such as "a01-e0007"; raises `StoreError` for another form."""
+    return _numbers(r"a(\d{2,})-e(\d{4,})", name, "a checkpoint, such as a01-e0007")
+
+
+def _numbers(pattern: str, name: str, expected: str) -> tuple[int, int]:
+    match = re.fullmatch(pattern, name, re.ASCII)
+    if match is None:
+        raise StoreError(f"{name!r} does not name {expected}; nothing else belongs in that folder")
+    return int(match[1]), int(match[2])
