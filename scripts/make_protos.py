@@ -6,10 +6,12 @@ Needs grpcio-tools at the version that pyproject.toml pins: newer generated code
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "proto"
@@ -19,8 +21,7 @@ PATTERNS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
 
 def generate(destination: Path) -> None:
     """Write the stubs of every file below `proto/` into `destination`."""
-    from grpc_tools import protoc
-
+    protoc: Any = importlib.import_module("grpc_tools.protoc")
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     includes = [f"-I{PROTOS}", f"-I{files('grpc_tools') / '_proto'}"]
     outputs = [f"--python_out={destination}", f"--pyi_out={destination}", f"--grpc_python_out={destination}"]

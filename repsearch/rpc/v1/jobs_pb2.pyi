@@ -232,19 +232,17 @@ class Points(_message.Message):
     def __init__(self, points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "job_id", "time_ms", "progress", "points", "state", "heartbeat")
+    __slots__ = ("sequence", "job_id", "time_ms", "points", "state", "heartbeat")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_MS_FIELD_NUMBER: _ClassVar[int]
-    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     job_id: str
     time_ms: int
-    progress: Progress
     points: Points
     state: Job
     heartbeat: Progress
-    def __init__(self, sequence: _Optional[int] = ..., job_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., state: _Optional[_Union[Job, _Mapping]] = ..., heartbeat: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., job_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., state: _Optional[_Union[Job, _Mapping]] = ..., heartbeat: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...

@@ -72,14 +72,16 @@ class SearcherServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Start(self, request, context):
-        """Starts a job; the same request_id returns the same job. A term below the highest one seen for the run is refused.
+        """Starts a job; the same request_id (of the same run and term) returns the same job. A term below the highest one seen for the
+        run is refused; a higher one cancels the run's older jobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the job's events with sequence >= from_sequence, then live ones, and ends after the job's last event.
+        """Streams the job's events with sequence >= from_sequence, then live ones, and ends after the job's last event. Heartbeats, with
+        the job's progress, come between: when it advances, and at least every 2 seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

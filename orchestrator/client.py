@@ -1,0 +1,175 @@
+"""How the orchestrator talks to one daemon: checked on connecting, bounded in time, and every failure a `DaemonError`.
+
+All calls are idempotent, so they are repeated for `retry_s` when the connection breaks. A watch that is cut goes on from the next
+sequence number. A daemon that has gone, hangs (keepalive: within 12 s, then `retry_s`), or came back as another incarnation, which
+knows nothing of our jobs, ends both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self, TypeVar
+
+import grpc
+
+from repsearch import __version__
+from repsearch.errors import DaemonError
+from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
+from repsearch.serving import PROTOCOL_VERSION
+
+Service = Literal["searcher", "learner"]
+FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
+STUBS: dict[Service, Any] = {"searcher": jobs_pb2_grpc.SearcherStub, "learner": jobs_pb2_grpc.LearnerStub}
+OPTIONS = [
+    ("grpc.keepalive_time_ms", 8_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),  # without it a stopped peer is noticed only after a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new client does not inherit another's broken connection
+]
+PAUSE_S = 0.1
+HINTS = {
+    grpc.StatusCode.UNAVAILABLE: "is it running, and is the address right?",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "it does not answer: is the process stopped, or the address another program's?",
+    grpc.StatusCode.FAILED_PRECONDITION: "resume the run if it should be ours again",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "it has too much to do: is another run using it?",
+    grpc.StatusCode.PERMISSION_DENIED: "start the daemon with the --store that holds the run",
+    grpc.StatusCode.NOT_FOUND: "it has forgotten the job: start it again",
+    grpc.StatusCode.CANCELLED: "the connection was closed on our side",
+}
+AnswerT = TypeVar("AnswerT")
+
+
+class DaemonClient:
+    """A connection to the daemon of `service` at `address` ("host:port"). Safe to use from several threads.
+
+    `connect_s` bounds the first connection, `call_s` one call, `retry_s` the time for which a broken connection is tried again.
+    """
+
+    def __init__(self, address: str, service: Service, *, connect_s: float = 10.0, call_s: float = 10.0, retry_s: float = 5.0) -> None:
+        self.address, self.service = address, service
+        self.incarnation = ""
+        self._connect_s, self._call_s, self._retry_s = connect_s, call_s, retry_s
+        self._closed = threading.Event()
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._stub = STUBS[service](self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls and watches in progress end with a DaemonError."""
+        self._closed.set()
+        self._channel.close()
+
+    def connect(self) -> jobs_pb2.Info:
+        """Return what the daemon says of itself; DaemonError unless it is the right service, protocol and package version."""
+        info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), self._connect_s, self._connect_s)
+        if info.service != self.service:
+            raise self._error(f"it is a {info.service or 'nameless service'}, not a {self.service}; check the configured addresses")
+        if info.protocol_version != PROTOCOL_VERSION:
+            raise self._error(f"it speaks protocol {info.protocol_version}, we speak {PROTOCOL_VERSION}; install the same version on both")
+        if info.package_version != __version__:
+            raise self._error(f"it is version {info.package_version}, we are {__version__}; install the same version on both")
+        self.incarnation = info.incarnation
+        return info
+
+    def start(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
+        """Start the job of `request`, or return it if it is started already."""
+        return self._known(self._call(self._stub.Start, request, self._call_s, self._retry_s))
+
+    def get(self, job_id: str) -> jobs_pb2.Job:
+        """Return the job as it is now."""
+        return self._known(self._call(self._stub.Get, jobs_pb2.GetRequest(job_id=job_id), self._call_s, self._retry_s))
+
+    def cancel(self, job_id: str, term: int) -> jobs_pb2.Job:
+        """Cancel the job; it is finished when its last event says so."""
+        return self._known(self._call(self._stub.Cancel, jobs_pb2.CancelRequest(job_id=job_id, term=term), self._call_s, self._retry_s))
+
+    def watch(self, job_id: str, *, from_sequence: int = 1) -> Iterator[jobs_pb2.Event]:
+        """Yield the job's events, each once and in order, up to its last change of state; heartbeats (sequence 0) come between.
+
+        A cut stream is taken up again. A heartbeat comes at least every 2 s; one whose counter stands still means alive but stuck.
+        """
+        expected = max(from_sequence, 1)
+        give_up_at: float | None = None
+        while True:
+            stream = self._stub.Watch(jobs_pb2.WatchRequest(job_id=job_id, from_sequence=expected))
+            try:
+                for event in stream:
+                    give_up_at = None
+                    if event.sequence and event.sequence != expected:
+                        raise self._error(f"job {job_id}: event {event.sequence} came instead of {expected}; report this as a bug")
+                    expected += bool(event.sequence)
+                    yield event
+                    if event.WhichOneof("kind") == "state" and event.state.state in FINISHED:
+                        return
+                cut = self._error(f"the stream of job {job_id} ended before the job")
+            except grpc.RpcError as error:
+                cut = self._translate(error)
+                if error.code() != grpc.StatusCode.UNAVAILABLE or self._closed.is_set():
+                    raise cut from None
+            finally:
+                stream.cancel()
+            now = time.monotonic()
+            give_up_at = give_up_at or now + self._retry_s
+            self._reach_again(cut, give_up_at - now)
+
+    def _reach_again(self, cut: DaemonError, left_s: float) -> None:
+        """Return when the daemon answers, as the same incarnation, within `left_s`; else raise `cut` or what is wrong now."""
+        if left_s <= 0:
+            raise cut
+        self._closed.wait(PAUSE_S)
+        info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), left_s, left_s)
+        self._same(info.incarnation)
+
+    def _known(self, job: jobs_pb2.Job) -> jobs_pb2.Job:
+        self._same(job.incarnation)
+        return job
+
+    def _same(self, incarnation: str) -> None:
+        if self.incarnation and incarnation != self.incarnation:
+            raise self._error("it was started anew and knows nothing of our jobs; connect to it again")
+
+    def _call(self, method: Callable[..., AnswerT], request: Any, call_s: float, total_s: float) -> AnswerT:
+        """Call `method`, again while the daemon is unavailable, for at most `total_s` plus one `call_s`."""
+        give_up_at = time.monotonic() + total_s
+        while True:
+            try:
+                return method(request, timeout=min(call_s, max(give_up_at - time.monotonic(), PAUSE_S)) if call_s == total_s else call_s)
+            except grpc.RpcError as error:
+                again = error.code() == grpc.StatusCode.UNAVAILABLE and not self._closed.is_set()
+                if not again or time.monotonic() + PAUSE_S >= give_up_at:
+                    raise self._translate(error) from None
+            except ValueError as error:  # grpc's word for a closed channel
+                raise self._error(f"{error}; the client was closed") from None
+            self._closed.wait(PAUSE_S)
+
+    def _translate(self, error: Any) -> DaemonError:
+        """The one place where a gRPC failure becomes ours."""
+        code, details = error.code(), error.details() or ""
+        if code == grpc.StatusCode.UNIMPLEMENTED:
+            return self._error(f"it does not serve the {self.service} protocol{self._what_it_is()}; check the configured addresses")
+        what = f"{code.name.lower().replace('_', ' ')}: {details}".rstrip(": ")
+        return self._error(f"{what}; {HINTS[code]}" if code in HINTS else what)
+
+    def _what_it_is(self) -> str:
+        """Ask whether it is the other of our services."""
+        for service, stub in STUBS.items():
+            try:
+                info = stub(self._channel).GetInfo(jobs_pb2.GetInfoRequest(), timeout=2.0)
+            except grpc.RpcError:
+                continue
+            return f": it is a {info.service or service}"
+        return ""
+
+    def _error(self, what: str) -> DaemonError:
+        return DaemonError(f"{self.service} at {self.address}: {what}")

@@ -1,0 +1,73 @@
+"""The command line that both daemons share. Nothing heavy is imported until a daemon is started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repsearch import __version__
+from repsearch.errors import RepSearchError
+from repsearch.serving.jobs import Service
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    text = "text"
+    json = "json"
+
+
+def build_app(service: Service, job_function: str) -> typer.Typer:
+    """Return the command line of `service`, whose jobs `job_function` ("module:attribute") runs."""
+    app = typer.Typer(
+        name=service, help=f"The {service} daemon of RepSearch.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+
+    @app.callback()
+    def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
+        if version:
+            print(__version__)
+            raise typer.Exit
+
+    @app.command(help=f"Serve {service} jobs until stopped. SIGTERM drains; a second one stops at once.")
+    def serve(
+        listen: Annotated[str, typer.Option(help="host:port to listen on; port 0 chooses a free one.")],
+        store: Annotated[str, typer.Option(help="Folder that holds the runs; jobs may use nothing outside it.")],
+        device: Annotated[str, typer.Option(help="torch device to compute on: cpu, cuda:0, ...")] = "cpu",
+        threads: Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)] = 1,
+        log_format: Annotated[LogFormat, typer.Option(help="Form of the log lines on stderr.")] = LogFormat.text,
+        grace: Annotated[float, typer.Option(help="Seconds that a running job has to finish after SIGTERM.", min=0.0)] = 30.0,
+        exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", help="Stop at once when stdin ends.")] = False,
+    ) -> None:
+        # gRPC's core writes lines of its own to stderr, which are not ours to format; what they say is in our errors.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from repsearch.serving import daemon
+
+        code = daemon.serve(
+            service=service,
+            job_function=job_function,
+            listen=listen,
+            store=Path(store),
+            device=device,
+            threads=threads,
+            log_format=log_format.value,
+            grace_s=grace,
+            exit_with_stdin=exit_with_stdin,
+        )
+        raise typer.Exit(code)
+
+    return app
+
+
+def run(app: typer.Typer) -> None:
+    """Run `app` and end the process: errors a user can act on are one message and their exit code."""
+    try:
+        app()
+    except RepSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,290 @@
+"""The state of all jobs of a daemon: queue, terms, events. Knows neither gRPC nor processes.
+
+A job is QUEUED, RUNNING, then SUCCEEDED, FAILED or CANCELLED. Its changes of state and its points are events with sequence numbers
+from 1; they are kept as long as the job is, so that a watcher can begin anywhere. Progress is not kept: only its newest value is, and
+watchers get it as heartbeats. Memory is bounded: `MAX_POINTS` points a job, and finished jobs are forgotten, oldest first, beyond
+`KEEP_JOBS` jobs or `KEEP_POINTS` points.
+
+One lock guards everything; listeners are called without it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from repsearch.rpc.v1 import compute_pb2, jobs_pb2
+from repsearch.serving.refusals import Draining, OutOfRange, QueueFull, RequestReused, StaleTerm, UnknownJob
+
+QUEUE_LIMIT = 16
+KEEP_JOBS = 256
+KEEP_POINTS = 500_000
+HEARTBEAT_S = 2.0
+FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
+CANCELLED = compute_pb2.Outcome(state=jobs_pb2.JOB_STATE_CANCELLED)
+
+
+@dataclass(eq=False)
+class Record:
+    """One job: the message that `Get` answers with, its request, its events, and the condition its watchers wait on."""
+
+    job: jobs_pb2.Job
+    request: jobs_pb2.StartRequest
+    changed: threading.Condition
+    events: list[jobs_pb2.Event] = field(default_factory=list)
+    points: int = 0
+    cancelling: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.job.state in FINISHED
+
+
+class Table:
+    """All jobs of one incarnation. `on_queue()` is called when a job may be taken, `on_cancel(job_id)` when a running one must stop."""
+
+    def __init__(
+        self, incarnation: str, *, on_queue: Callable[[], None], on_cancel: Callable[[str], None], on_idle: Callable[[], None]
+    ) -> None:
+        self.incarnation = incarnation
+        self._on_queue, self._on_cancel, self._on_idle = on_queue, on_cancel, on_idle
+        self._lock = threading.Lock()
+        self._records: dict[str, Record] = {}
+        self._requests: dict[tuple[str, int, str], Record] = {}
+        self._terms: dict[str, int] = {}
+        self._queue: deque[Record] = deque()
+        self._running: Record | None = None
+        self._stopping: deque[str] = deque()  # running jobs whose listener has yet to be told
+        self._draining = False
+
+    # Calls of clients
+
+    def submit(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
+        """Return the job of `request`, queued now unless it is known; a Refusal if it is stale, too many wait, or we drain."""
+        key = (request.run_id, request.term, request.request_id)
+        with self._changing():
+            self._fence(request.run_id, request.term)
+            record = self._requests.get(key)
+            if record is None:
+                record = self._add(request)
+            elif record.request != request:
+                raise RequestReused(f"request_id {request.request_id!r} was used for another request of run {request.run_id!r}")
+            answer = _copy(record.job)
+        self._on_queue()
+        return answer
+
+    def cancel(self, job_id: str, term: int) -> jobs_pb2.Job:
+        """Cancel the job: at once if it waits, at its next safe point if it runs; a finished one stays as it is."""
+        with self._changing():
+            record = self._get(job_id)
+            self._fence(record.job.run_id, term)
+            self._cancel(record)
+            return _copy(record.job)
+
+    def get(self, job_id: str) -> jobs_pb2.Job:
+        """Return the job as it is now; UnknownJob if there is none."""
+        with self._lock:
+            return _copy(self._get(job_id).job)
+
+    def watch(self, job_id: str, from_sequence: int, closed: threading.Event) -> Iterator[jobs_pb2.Event]:
+        """Yield the job's events from `from_sequence` on, with heartbeats between, up to its last event or until `closed` is set."""
+        with self._lock:
+            record = self._get(job_id)
+            if from_sequence > len(record.events) + 1:
+                raise OutOfRange(f"job {job_id}: sequence {from_sequence} asked for, the last one is {len(record.events)}")
+        position = max(from_sequence, 1) - 1
+        counter, beat_at = -1, 0.0
+        while not closed.is_set():
+            with record.changed:
+                wait_s = beat_at + HEARTBEAT_S - time.monotonic()
+                if position == len(record.events) and counter == record.job.progress.counter and not record.finished and wait_s > 0:
+                    record.changed.wait(wait_s)
+                events, progress, finished = record.events[position:], _progress(record), record.finished
+            position += len(events)
+            yield from events
+            if finished:
+                return
+            if progress.counter != counter or time.monotonic() - beat_at >= HEARTBEAT_S:
+                counter, beat_at = progress.counter, time.monotonic()
+                yield jobs_pb2.Event(job_id=job_id, time_ms=_now_ms(), heartbeat=progress)
+
+    def wake(self, job_id: str) -> None:
+        """Let the job's watchers look whether they are closed."""
+        with self._lock:
+            if (record := self._records.get(job_id)) is not None:
+                record.changed.notify_all()
+
+    # Calls of the supervisor
+
+    def take(self) -> compute_pb2.RunJob | None:
+        """Mark the first waiting job RUNNING and return it; None if none waits or one is running."""
+        with self._lock:
+            if self._running is not None or not self._queue:
+                return None
+            record = self._running = self._queue.popleft()
+            record.job.state = jobs_pb2.JOB_STATE_RUNNING
+            self._state_event(record)
+            return compute_pb2.RunJob(job_id=record.job.job_id, request=record.request)
+
+    def running(self) -> str | None:
+        """The id of the running job, if any."""
+        with self._lock:
+            return self._running.job.job_id if self._running else None
+
+    def cancelling(self, job_id: str) -> bool:
+        """Whether the running job is `job_id` and has been told to stop."""
+        with self._lock:
+            return self._running is not None and self._running.job.job_id == job_id and self._running.cancelling
+
+    def progress(self, progress: jobs_pb2.Progress) -> None:
+        """Keep the running job's newest progress."""
+        with self._lock:
+            if self._running is not None:
+                self._running.job.progress.CopyFrom(progress)
+                self._running.changed.notify_all()
+
+    def points(self, points: jobs_pb2.Points) -> None:
+        """Append points to the running job's events."""
+        with self._lock:
+            if self._running is not None:
+                self._running.points += len(points.points)
+                self._append(self._running, jobs_pb2.Event(points=points))
+
+    def finish(self, outcome: compute_pb2.Outcome) -> None:
+        """End the running job; a failure of one that was told to stop counts as its cancellation."""
+        with self._lock:
+            if self._running is None:
+                return
+            record, self._running = self._running, None
+            stopped = record.cancelling and outcome.state == jobs_pb2.JOB_STATE_FAILED
+            self._end(record, CANCELLED if stopped else outcome)
+        self._on_idle()
+
+    def fail_waiting(self, failure: jobs_pb2.Failure) -> None:
+        """End every waiting job as FAILED: there is nothing to run them."""
+        with self._lock:
+            while self._queue:
+                self._end(self._queue.popleft(), compute_pb2.Outcome(state=jobs_pb2.JOB_STATE_FAILED, failure=failure))
+
+    # Calls of the daemon
+
+    def drain(self) -> None:
+        """Take no more jobs and cancel the waiting ones; the running one goes on."""
+        with self._lock:
+            self._draining = True
+            while self._queue:
+                self._end(self._queue.popleft(), CANCELLED)
+        self._on_idle()
+
+    def cancel_running(self) -> None:
+        """Tell the running job, if any, to stop."""
+        with self._changing():
+            if self._running is not None:
+                self._cancel(self._running)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def unfinished(self) -> list[str]:
+        """Ids of the running and the waiting jobs."""
+        with self._lock:
+            return [record.job.job_id for record in self._records.values() if not record.finished]
+
+    # With the lock held
+
+    def _fence(self, run_id: str, term: int) -> None:
+        """Refuse a term below the run's highest; a higher one cancels the run's older jobs."""
+        highest = self._terms.get(run_id, 0)
+        if term < highest:
+            raise StaleTerm(f"run {run_id!r} is at term {highest}, the call is of term {term}: another orchestrator has taken over")
+        self._terms[run_id] = term
+        for record in list(self._records.values()):
+            if record.job.run_id == run_id and record.job.term < term and not record.finished:
+                self._cancel(record)
+
+    def _add(self, request: jobs_pb2.StartRequest) -> Record:
+        if self._draining:
+            raise Draining("the daemon is stopping and takes no more jobs; use another one or start it again")
+        if len(self._queue) >= QUEUE_LIMIT:
+            raise QueueFull(f"{QUEUE_LIMIT} jobs are waiting already; start this one when another has finished")
+        job = jobs_pb2.Job(job_id=uuid.uuid4().hex, request_id=request.request_id, run_id=request.run_id, term=request.term)
+        job.state, job.incarnation = jobs_pb2.JOB_STATE_QUEUED, self.incarnation
+        record = Record(job, request, threading.Condition(self._lock))
+        self._records[job.job_id] = self._requests[(request.run_id, request.term, request.request_id)] = record
+        self._queue.append(record)
+        self._state_event(record)
+        return record
+
+    def _cancel(self, record: Record) -> None:
+        if record in self._queue:
+            self._queue.remove(record)
+            self._end(record, CANCELLED)
+        elif record is self._running and not record.cancelling:
+            record.cancelling = True
+            self._stopping.append(record.job.job_id)
+
+    def _end(self, record: Record, outcome: compute_pb2.Outcome) -> None:
+        record.job.state = outcome.state
+        record.job.dataset_digest = outcome.dataset_digest
+        if outcome.HasField("failure"):
+            record.job.failure.CopyFrom(outcome.failure)
+        if outcome.HasField("result"):
+            record.job.result.CopyFrom(outcome.result)
+        self._state_event(record)
+        self._forget()
+
+    def _state_event(self, record: Record) -> None:
+        record.job.last_sequence = len(record.events) + 1
+        self._append(record, jobs_pb2.Event(state=record.job))
+
+    def _append(self, record: Record, event: jobs_pb2.Event) -> None:
+        event.sequence, event.job_id, event.time_ms = len(record.events) + 1, record.job.job_id, _now_ms()
+        record.events.append(event)
+        record.job.last_sequence = event.sequence
+        record.changed.notify_all()
+
+    def _forget(self) -> None:
+        finished = [record for record in self._records.values() if record.finished]
+        points = sum(record.points for record in finished)
+        while len(finished) > KEEP_JOBS or (points > KEEP_POINTS and len(finished) > 1):
+            oldest = finished.pop(0)
+            points -= oldest.points
+            del self._records[oldest.job.job_id]
+            del self._requests[(oldest.job.run_id, oldest.job.term, oldest.job.request_id)]
+
+    def _get(self, job_id: str) -> Record:
+        if job_id not in self._records:
+            raise UnknownJob(f"no job {job_id!r} in incarnation {self.incarnation}: it is another incarnation's, or was forgotten")
+        return self._records[job_id]
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock, then, also after a Refusal, tell the listener of the running jobs that must stop."""
+        try:
+            with self._lock:
+                yield
+        finally:
+            while self._stopping:
+                self._on_cancel(self._stopping.popleft())
+
+
+def _copy(job: jobs_pb2.Job) -> jobs_pb2.Job:
+    copy = jobs_pb2.Job()
+    copy.CopyFrom(job)
+    return copy
+
+
+def _progress(record: Record) -> jobs_pb2.Progress:
+    copy = jobs_pb2.Progress()
+    copy.CopyFrom(record.job.progress)
+    return copy
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
