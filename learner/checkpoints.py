@@ -1,0 +1,165 @@
+"""The learner's state after each epoch, in the store: what a fit that was killed goes on from.
+
+A round's attempts share one folder of checkpoints, each named by attempt and epoch. A checkpoint belongs to a fit if its `fit_digest`
+(of everything that determines the result) is the fit's; which attempt wrote it does not matter, because equal digests give equal bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from repsearch.errors import StoreError
+from repsearch.networks import load_arrays, to_arrays
+from store import RepresentationStore
+from store.layout import checkpoint_path, parse_checkpoint_name
+from store.parameters import read_parameters, write_parameters
+
+NETWORK, OPTIMISER = "network/", "optimiser/"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `epoch` epochs.
+
+    arrays: parameters, buffers and optimiser state by name. history: one record per epoch. examples: forward/backward examples so
+    far. seconds: time learning so far.
+    """
+
+    epoch: int
+    arrays: Mapping[str, np.ndarray]
+    history: list[dict[str, float]]
+    examples: int
+    seconds: float
+
+
+class Checkpoints(Protocol):
+    """Where a fit keeps its checkpoints."""
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint of this fit, or None."""
+        ...
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint`, then remove those it makes superfluous."""
+        ...
+
+
+class StoreCheckpoints:
+    """Checkpoints of one attempt at a round, in the store.
+
+    folder: the round's checkpoints, of all attempts. digest: of everything that determines the result. keep: how many stay.
+    attributes: further facts to record with each.
+    """
+
+    def __init__(
+        self,
+        store: RepresentationStore,
+        folder: str,
+        *,
+        round: int,
+        attempt: int,
+        digest: str,
+        keep: int,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._round = round
+        self._attempt = attempt
+        self._digest = digest
+        self._keep = keep
+        self._attributes = dict(attributes)
+        self._good: list[str] = []
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint of any attempt at this fit; damaged ones and those of other digests are passed over."""
+        for _, _, name in sorted(self._names(), reverse=True):
+            path = f"{self._folder}/{name}"
+            try:
+                checkpoint = self._read(path)
+            except StoreError as error:
+                log.warning("checkpoint %s is passed over: %s", path, error)
+                continue
+            if checkpoint is not None:
+                self._good = [name]
+                return checkpoint
+        return None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint`, then remove all but the newest `keep` whole ones; checkpoints of later attempts are left alone."""
+        name = PurePosixPath(checkpoint_path(self._round, self._attempt, checkpoint.epoch)).name
+        path = f"{self._folder}/{name}"
+        if name in self._store.committed(self._folder):
+            self._store.delete(path)
+        attributes = {
+            **self._attributes,
+            "kind": "checkpoint",
+            "fit_digest": self._digest,
+            "epoch": checkpoint.epoch,
+            "epochs": checkpoint.history,
+            "examples": checkpoint.examples,
+            "seconds": checkpoint.seconds,
+        }
+        write_parameters(self._store, path, checkpoint.arrays, attributes)
+        self._good = [*(good for good in self._good if good != name), name][-self._keep :]
+        self._prune()
+
+    def _read(self, path: str) -> Checkpoint | None:
+        attributes = self._store.manifest(path).attributes
+        if attributes.get("kind") != "checkpoint" or attributes.get("fit_digest") != self._digest:
+            return None
+        arrays = read_parameters(self._store, path)
+        return Checkpoint(attributes["epoch"], arrays, list(attributes["epochs"]), attributes["examples"], attributes["seconds"])
+
+    def _prune(self) -> None:
+        # A fenced learner may still be writing here: it must not remove what its successor goes on from.
+        for _, attempt, name in self._names():
+            if name not in self._good and attempt <= self._attempt:
+                self._store.delete(f"{self._folder}/{name}")
+
+    def _names(self) -> list[tuple[int, int, str]]:
+        """Epoch, attempt and name of every committed checkpoint."""
+        names = self._store.committed(self._folder)
+        return [(epoch, attempt, name) for name in names for attempt, epoch in [parse_checkpoint_name(name)]]
+
+
+class NoCheckpoints:
+    """Keeps nothing: for fits too short to resume."""
+
+    def newest(self) -> Checkpoint | None:
+        """Return None."""
+        return None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Drop `checkpoint`."""
+
+
+def state_arrays(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    """Return copies of parameters, buffers and optimiser state by name."""
+    arrays = {f"{NETWORK}{name}": array for name, array in to_arrays(network).items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        for key, value in state.items():
+            if value is not None:
+                arrays[f"{OPTIMISER}{index}/{key}"] = value.detach().cpu().numpy().copy()
+    return arrays
+
+
+def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
+    """Set parameters, buffers and optimiser state from what `state_arrays` returned; raises `StoreError` if the network does not fit."""
+    load_arrays(network, {name.removeprefix(NETWORK): array for name, array in arrays.items() if name.startswith(NETWORK)})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, array in arrays.items():
+        if name.startswith(OPTIMISER):
+            index, _, key = name.removeprefix(OPTIMISER).partition("/")
+            state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

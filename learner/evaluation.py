@@ -1,0 +1,42 @@
+"""Accuracy and cross-entropy of a network on a split, the same bits whenever and wherever they are computed on one device type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repsearch.datasets.base import Split
+from repsearch.networks import SearchableNetwork
+
+EVALUATION_BATCH = 500
+"""Examples per forward pass. Fixed, because matrix products change bits with their shape."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """accuracy: share of right answers, 0..1. cross_entropy: mean over examples, in nats."""
+
+    accuracy: float
+    cross_entropy: float
+
+
+@torch.no_grad()
+def evaluate(network: SearchableNetwork, split: Split) -> Evaluation:
+    """Return the evaluation of `network` in evaluation mode on `split`, which lies on any device; the network's mode is kept."""
+    device, training = network.mean.device, network.training
+    network.eval()
+    right, total = 0, 0.0
+    for images, labels in _batches(split):
+        logits, labels = network(images.to(device)), labels.to(device)
+        right += int((logits.argmax(1) == labels).sum())
+        total += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    network.train(training)
+    return Evaluation(right / len(split), total / len(split))
+
+
+def _batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(split.images, EVALUATION_BATCH), torch.split(split.labels, EVALUATION_BATCH), strict=True)

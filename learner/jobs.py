@@ -1,0 +1,202 @@
+"""The learner's jobs: messages in, domain calls, committed groups out.
+
+`check` loads the data and builds the networks; `initialise` writes the untrained network that round 0 searches; `learn` trains on a
+round's committed targets, evaluates, and writes the learned network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from learner.checkpoints import StoreCheckpoints
+from learner.evaluation import Evaluation, evaluate
+from learner.fit import FitPlan, FitState, TrainingSet, fit
+from learner.objectives.base import LearningObjective, target_name
+from learner.optimisers.base import OptimiserSpec
+from learner.targets import read_targets
+from repsearch.config import RunConfig, json_digest, learn_digest
+from repsearch.datasets import cached_data
+from repsearch.datasets.augmentation import check_pad_crop
+from repsearch.datasets.base import Data, Split
+from repsearch.errors import ConfigError, DaemonError
+from repsearch.families import OBJECTIVES, OPTIMISERS
+from repsearch.networks import SearchableNetwork, build_network, calibrate, check_same_representations, load_arrays, to_arrays
+from repsearch.rpc.v1 import jobs_pb2
+from repsearch.serving import JobContext, JobResult
+from store import Reference, Store, open_store
+from store.parameters import read_parameters, write_parameters
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every job of a run has: identity, configuration, data, store."""
+
+    run_id: str
+    term: int
+    config: RunConfig
+    data: Data
+    store: Store
+
+
+@dataclass(frozen=True)
+class LearnTask:
+    """One attempt at a round's learning; see the message `LearnSpec`."""
+
+    round: int
+    attempt: int
+    shards: tuple[Reference, ...]
+    initial_network: Reference | None
+    output_path: str
+    checkpoint_folder: str
+    epochs: int
+    digest: str
+
+
+def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
+    """Run the job that `request` describes; raises `RepSearchError` for every fault a user can act on."""
+    config = RunConfig.model_validate_json(request.config_json)
+    _prepare_torch(context)
+    data = cached_data(config.dataset, seed=config.run.seed)
+    if request.dataset_digest not in ("", data.digest):
+        raise DaemonError(
+            f"the learner's data have digest {data.digest[:12]}, the run's {request.dataset_digest[:12]}; give every daemon the same files"
+        )
+    store = open_store(context.store_root / request.run_path, chunk_mb=config.store.chunk_mb)
+    run = Run(request.run_id, request.term, config, data, store)
+    kind = request.WhichOneof("spec")
+    if kind == "check":
+        check(config, data)
+        return JobResult(dataset_digest=data.digest)
+    if kind == "initialise":
+        return _result(initialise(run, request.initialise.output_path), data)
+    if kind == "learn":
+        return _result(learn(run, _task(request.learn), context), data)
+    raise DaemonError(f"a learner runs `check`, `initialise` and `learn` jobs, not {kind!r}; send it to a searcher")
+
+
+def check(config: RunConfig, data: Data) -> None:
+    """Raise `ConfigError` where the configuration's networks, objective, optimiser or augmentation do not fit one another or the data."""
+    learned = build_network(config.network, data, seed=config.run.seed, purpose="learned")
+    searched = build_network(config.search_network(), data, seed=config.run.seed, purpose="searched")
+    check_same_representations(searched, learned)
+    names = _objective(config).needs_targets(config.search.layers)
+    for layer in config.search.layers:
+        if isinstance(layer, int) and layer >= learned.logits_layer and target_name(layer) in names:
+            raise ConfigError(
+                f"search.layers: block {layer} is not there; the network has blocks 0..{learned.logits_layer - 1} and 'logits'"
+            )
+    _optimiser(config)
+    check_pad_crop(config.learn.pad_crop, *data.input_shape[1:])
+
+
+def initialise(run: Run, path: str) -> Reference:
+    """Write the untrained network, its BatchNorm calibrated, as `path`; doing it again gives the same bytes, so the same reference."""
+    config, data = run.config, run.data
+    network = build_network(config.search_network(), data, seed=config.run.seed, purpose="searched")
+    check_same_representations(network, build_network(config.network, data, seed=config.run.seed, purpose="learned"))
+    calibrate(network, data.train.images[: config.search.calibration_examples])
+    attributes = {"kind": "network", "run_id": run.run_id, "dataset_digest": data.digest, "network": config.search_network()}
+    # No term and no time among the attributes: a repeat after a crash replaces the group by an equal one.
+    run.store.delete(path)
+    return write_parameters(run.store, path, to_arrays(network), attributes)
+
+
+def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
+    """Train a network as `task` says, evaluate it on validation and test, and write it; returns its reference."""
+    config, data = run.config, run.data
+    network = _initial_network(run, task)
+    objective = _objective(config)
+    names = objective.needs_targets(config.search.layers)
+    if names and not task.shards:
+        name = config.learn.objective["name"]
+        raise ConfigError(
+            f"learn.objective: {name!r} needs searched targets, and the round has none; choose a policy that searches, or cross_entropy"
+        )
+    context.progress(0, task.epochs, unit="epochs", text="reading targets" if names else "")
+    targets = read_targets(run.store, task.shards, names, network, data)
+    network.to(context.device)
+    validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
+    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.run.seed, task.round)
+    state = fit(network, TrainingSet.on(context.device, data.train, targets), validation, plan, _checkpoints(run, task), context)
+    attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluate(network, validation), evaluate(network, test))}
+    context.check()
+    return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
+
+
+def _initial_network(run: Run, task: LearnTask) -> SearchableNetwork:
+    network = build_network(run.config.network, run.data, seed=run.config.run.seed, purpose="learned")
+    if task.initial_network is not None:
+        load_arrays(network, read_parameters(run.store, task.initial_network))
+    return network
+
+
+def _checkpoints(run: Run, task: LearnTask) -> StoreCheckpoints:
+    # The orchestrator's digest and, in case it counts less, what is learned from, with and for how long.
+    digest = json_digest([task.digest, task.epochs, run.data.digest, learn_digest(run.config), [shard.digest for shard in task.shards]])
+    return StoreCheckpoints(
+        run.store,
+        task.checkpoint_folder,
+        round=task.round,
+        attempt=task.attempt,
+        digest=digest,
+        keep=run.config.learn.keep_checkpoints,
+        attributes=_identity(run, task),
+    )
+
+
+def _identity(run: Run, task: LearnTask) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "term": run.term,
+        "round": task.round,
+        "attempt": task.attempt,
+        "learn_digest": task.digest,
+        "dataset_digest": run.data.digest,
+        "network": run.config.network,
+    }
+
+
+def _measured(state: FitState, validation: Evaluation, test: Evaluation) -> dict[str, Any]:
+    figures = {
+        f"{split}_{name}": value
+        for split, measured in (("validation", validation), ("test", test))
+        for name, value in dataclasses.asdict(measured).items()
+    }
+    return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, **figures}
+
+
+def _objective(config: RunConfig) -> LearningObjective:
+    objective: LearningObjective = OBJECTIVES.build(config.learn.objective, at="learn.objective")
+    return objective
+
+
+def _optimiser(config: RunConfig) -> OptimiserSpec:
+    optimiser: OptimiserSpec = OPTIMISERS.build(config.learn.optimiser, at="learn.optimiser")
+    return optimiser
+
+
+def _prepare_torch(context: JobContext) -> None:
+    torch.set_num_threads(context.threads)
+    # On a GPU, convolutions otherwise pick algorithms whose sums differ from run to run.
+    torch.backends.cudnn.deterministic = True
+
+
+def _task(spec: jobs_pb2.LearnSpec) -> LearnTask:
+    return LearnTask(
+        round=spec.round,
+        attempt=spec.attempt,
+        shards=tuple(Reference(shard.path, shard.digest) for shard in spec.shards),
+        initial_network=Reference(spec.initial_network.path, spec.initial_network.digest) if spec.HasField("initial_network") else None,
+        output_path=spec.output_path,
+        checkpoint_folder=spec.checkpoint_path,
+        epochs=spec.epochs,
+        digest=spec.digest,
+    )
+
+
+def _result(reference: Reference, data: Data) -> JobResult:
+    return JobResult(path=reference.path, digest=reference.digest, dataset_digest=data.digest)

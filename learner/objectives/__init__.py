@@ -1,0 +1,1 @@
+"""Learning objectives: the loss that trains a network. Members: see `repsearch.families.OBJECTIVES`."""

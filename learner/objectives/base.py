@@ -1,0 +1,70 @@
+"""What the fit loop needs of a learning objective.
+
+An objective is hyperparameters alone. It names the searched targets it needs, and turns one batch of network outputs into a loss. The
+head is handed over as a function, not as logits, so that an objective decides whether its gradient reaches the blocks.
+Shapes: B examples; X the axes of a representation; K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from repsearch.config import LOGITS
+from repsearch.networks import SearchableNetwork
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network makes of a batch.
+
+    blocks: representation of each block, (B, X), with gradient.
+    head: representation of the last block -> logits (B, K).
+    normalised: whether `blocks` are already normalised per example.
+    """
+
+    blocks: Sequence[Tensor]
+    head: Callable[[Tensor], Tensor]
+    normalised: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """total: scalar to differentiate. terms: its parts by name, unweighted scalars. logits: the head's output (B, K), for accuracy."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+    logits: Tensor
+
+
+class LearningObjective(Protocol):
+    """A member of the objective family."""
+
+    def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
+        """Return the names of the searched arrays it reads when `layers` are searched; none: it learns from labels alone.
+
+        Raises `ConfigError` if the search layers do not cover what it needs.
+        """
+        ...
+
+    def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
+        """Return the loss of a batch; `targets` holds the arrays of `needs_targets` for the batch's examples, in stored precision."""
+        ...
+
+
+def target_name(layer: int | str) -> str:
+    """Return the name of the array that holds the targets of search layer `layer`: `block0`, ..., `logits`."""
+    return LOGITS if layer == LOGITS else f"block{layer}"
+
+
+def outputs_of(network: SearchableNetwork, images_BCHW: Tensor) -> Outputs:
+    """Return the outputs of `network` for images in 0..255; the head has not run."""
+    below = network.stem(network.prepare(images_BCHW))
+    blocks = []
+    for layer in range(network.logits_layer):
+        below = network.run_layer(layer, below)
+        blocks.append(below)
+    return Outputs(blocks, network.head, network.normalises)

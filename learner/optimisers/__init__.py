@@ -1,0 +1,1 @@
+"""Optimisers: how gradients change parameters. Members: see `repsearch.families.OPTIMISERS`."""
