@@ -2,10 +2,14 @@
 
 Fresh normal noise plus repeated average pooling takes most of a generation's time. Here a table of R standard normal maps is drawn and
 smoothed once; a draw is G consecutive rows, copied. Draws are exactly reproducible from their offsets, on any device.
+
+Smoothed maps are scaled back to unit variance, so that a mutation of strength alpha has the standard deviation alpha * sigma_c that the
+method asks for, whatever the number of passes (docs/design/0005-method.md has the measured difference).
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -21,10 +25,13 @@ class NoiseTable:
     def __init__(self, shape: Shape, *, rows: int, passes: int, seed: int, device: torch.device) -> None:
         """`shape`: of one representation, (C, H, W) or (D,); maps are H x W, or D values."""
         self.groups, map_shape = (shape[0], shape[1:]) if len(shape) == 3 else (1, shape)
-        self.size = map_shape.numel() if isinstance(map_shape, torch.Size) else _product(map_shape)
+        self.size = math.prod(map_shape)
         rows = max(rows, 2 * self.groups)
         table = torch.randn(rows, *map_shape, generator=torch.Generator().manual_seed(seed))
-        self._table = smooth(table, passes).reshape(rows, self.size).to(device)
+        if passes:
+            table = smooth(table, passes)
+            table /= table.std()
+        self._table = table.reshape(rows, self.size).to(device)
         self.draws = rows - self.groups + 1
         # Overlapping rows: draw o is rows o .. o + G - 1 of the table, without a copy of it.
         self._view = self._table.as_strided((self.draws, self.groups * self.size), (self.size, 1))
@@ -46,10 +53,3 @@ def smooth(maps_NHW: Tensor, passes: int) -> Tensor:
 def noise_table(shape: Shape, rows: int, passes: int, seed: int, device: torch.device) -> NoiseTable:
     """Return the table of these arguments, kept for the next tile."""
     return NoiseTable(shape, rows=rows, passes=passes, seed=seed, device=device)
-
-
-def _product(shape: Shape) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

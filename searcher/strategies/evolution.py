@@ -11,7 +11,7 @@ Shapes: see `searcher.strategies.base`; K parents, E explorers, R refiners.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -48,10 +48,10 @@ class Evolution:
     parents: Annotated[int, Field(ge=1)] = 4
     explorers: Annotated[int, Field(ge=0)] = 8
     refiners: Annotated[int, Field(ge=0)] = 12
-    generations: list[Annotated[int, Field(ge=0)]]
-    strength: list[Annotated[float, Field(gt=0)]]
-    boost: list[Annotated[float, Field(gt=0)]]
-    blur_passes: list[Annotated[int, Field(ge=0)]]
+    generations: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [24, 24, 24, 5])
+    strength: list[Annotated[float, Field(gt=0)]] = field(default_factory=lambda: [0.3, 0.3, 0.2, 0.1])
+    boost: list[Annotated[float, Field(gt=0)]] = field(default_factory=lambda: [5.0, 3.0, 3.0, 1.0])
+    blur_passes: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [5, 1, 1, 0])
     blur: Literal["mutation", "candidate", "none"] = "mutation"
     noise_rows: Annotated[int, Field(ge=64)] = 16384
 

@@ -1,0 +1,48 @@
+# make setup | run | test | check | protos | docs | bench
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: setup run test test-slow check format protos docs bench clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(INSTALLED)
+
+run: setup
+	$(BIN)/orchestrator run configs/digits.toml
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/make_protos.py --check
+	$(BIN)/python scripts/make_config_reference.py --check
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: setup
+	$(BIN)/python scripts/make_protos.py
+
+docs: setup
+	$(BIN)/python scripts/make_config_reference.py
+
+bench: setup
+	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/mnist.py
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
