@@ -8,8 +8,10 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
     documents     documents as bytes with their digest
     paths         which paths and names are accepted
     files         files that appear whole or not at all
-    zarr_store    `ZarrStore`: Zarr v3 on a local or shared disk
+    zarr_store    `ZarrStore`: a folder on a local or shared disk
+    zarr_arrays   the arrays of one of its groups, through Zarr v3 (imported at first use)
     memory_store  `MemoryStore`: the same contract in memory
+    opening       from what a user writes for a store to a store
     layout        where things lie in a run's folder
     parameters    named parameters as one flat array per dtype
     verification  checks of a group and of a whole run
@@ -17,15 +19,11 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from store.base import DocumentStore, Reference, RepresentationStore, Store
 from store.manifest import ArrayInfo, Manifest
+from store.memory_store import MemoryStore
 from store.opening import open_store
-
-if TYPE_CHECKING:
-    from store.memory_store import MemoryStore
-    from store.zarr_store import ZarrStore
+from store.zarr_store import ZarrStore
 
 __all__ = [
     "ArrayInfo",
@@ -38,16 +36,3 @@ __all__ = [
     "ZarrStore",
     "open_store",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Importing zarr takes half a second, which a command that only needs `store.layout` should not pay.
-    if name == "ZarrStore":
-        from store.zarr_store import ZarrStore
-
-        return ZarrStore
-    if name == "MemoryStore":
-        from store.memory_store import MemoryStore
-
-        return MemoryStore
-    raise AttributeError(f"module 'store' has no attribute {name!r}")

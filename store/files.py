@@ -17,6 +17,11 @@ from pathlib import Path
 from repsearch.errors import StoreError
 
 PARTIAL = ".partial"
+_HINTS = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "it was never written, or is gone"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk, or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow this user to use the folder, or choose another"),
+}
 _SYNC_THREADS = 16
 
 
@@ -27,7 +32,7 @@ def failures(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StoreError(f"{doing}: {reason}; check that the folder may be used and that the disk has room") from error
+        raise StoreError(f"{doing}: {reason}; {_HINTS.get(error.errno or 0, 'check the disk')}") from error
 
 
 def create_file(path: Path, data: bytes) -> bool:

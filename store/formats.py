@@ -88,8 +88,9 @@ def _encode(what: str, array: np.ndarray, dtype: str | None, finite: bool, chunk
 
 
 def _chunk_rows(values: np.ndarray, chunk_mb: float) -> int:
+    rows: int = values.shape[0]
     row_bytes = max(1, values.itemsize * math.prod(values.shape[1:]))
-    return max(1, min(values.shape[0], int(chunk_mb * 1e6) // row_bytes))
+    return max(1, min(rows, int(chunk_mb * 1e6) // row_bytes))
 
 
 def _convert(what: str, array: np.ndarray, dtype: str) -> np.ndarray:

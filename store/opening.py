@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 from repsearch.errors import StoreError
 from store.base import Store
+from store.memory_store import MemoryStore
+from store.zarr_store import ZarrStore
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -19,11 +21,7 @@ def open_store(location: str | Path, *, chunk_mb: float = 4.0) -> Store:
     for a path that is not a folder.
     """
     if str(location) == "memory:":
-        from store.memory_store import MemoryStore
-
         return MemoryStore(chunk_mb=chunk_mb)
-    from store.zarr_store import ZarrStore
-
     return ZarrStore(_local_path(location), chunk_mb=chunk_mb)
 
 

@@ -8,6 +8,8 @@ from repsearch.errors import StoreError
 
 MANIFEST = "MANIFEST.json"
 METADATA = "zarr.json"
+REDO = "restore the group from a copy, or delete it and have it made again"
+"""The way out of every damaged group."""
 
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 

@@ -1,0 +1,111 @@
+"""Checks of what a store holds: one group, or a whole run.
+
+A run is verified from its documents down: `run.json`, then every round's `round.json` and `report.json`, then each group that they
+name by `{"path", "digest"}`, every chunk of it. Attempts that no document names do not count and are not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from repsearch.errors import StoreError
+from store import layout
+from store.base import Reference, RepresentationStore, Store
+from store.manifest import ArrayInfo, Manifest
+
+_READ_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a run: the document or group it is in, and a message that names it too."""
+
+    path: str
+    problem: str
+
+
+def verify_group(store: RepresentationStore, ref: Reference | str) -> Manifest:
+    """Read all of a committed group and return its manifest; raises `StoreError` naming the first thing missing or altered."""
+    manifest = store.manifest(ref)
+    for name, info in manifest.arrays.items():
+        # In pieces of whole chunks, so that memory does not grow with the group.
+        chunk_bytes = max(1, info.chunk_rows * _row_bytes(info))
+        step = info.chunk_rows * max(1, _READ_BYTES // chunk_bytes)
+        for start in range(0, max(1, info.shape[0]), step):
+            store.read(ref, name, slice(start, start + step))
+    return manifest
+
+
+def verify_run(store: Store) -> list[Finding]:
+    """Return everything wrong with the run in `store`, in the order of the rounds; none if all it says is there, unaltered."""
+    findings: list[Finding] = []
+    documents: dict[str, Any] = {}
+    for path in _expected_documents(store):
+        try:
+            documents[path] = store.read_document(path)
+        except StoreError as error:
+            findings.append(Finding(path, str(error)))
+    references = {reference: None for document in documents.values() for reference in references_in(document)}
+    for reference in references:
+        try:
+            verify_group(store, reference)
+        except StoreError as error:
+            findings.append(Finding(reference.path, str(error)))
+    return findings
+
+
+def references_in(document: Any) -> Iterator[Reference]:
+    """Yield every reference in a document: each table with a path and a digest, at any depth."""
+    if isinstance(document, dict):
+        path, digest = document.get("path"), document.get("digest")
+        if isinstance(path, str) and isinstance(digest, str) and path and digest:
+            yield Reference(path, digest)
+        document = list(document.values())
+    if isinstance(document, list):
+        for value in document:
+            yield from references_in(value)
+
+
+def _expected_documents(store: Store) -> list[str]:
+    """Return the documents that the run has to have: both of every round but the last, and those that exist of the last."""
+    rounds = _documents_by_round(store)
+    last = max((round for round, present in enumerate(rounds) if present), default=-1)
+    paths = [layout.RUN_DOCUMENT]
+    for round in range(last + 1):
+        both = [layout.round_document(round), layout.report_document(round)]
+        # A round that is going on, or was interrupted, has the first alone; the report is written after it.
+        complete = round < last or both[1] in rounds[round]
+        paths.extend(both if complete else both[:1])
+    return paths
+
+
+def _documents_by_round(store: Store) -> list[set[str]]:
+    planned = _planned_rounds(store)
+    rounds: list[set[str]] = []
+    while (present := _round_documents(store, len(rounds))) or len(rounds) < planned:
+        rounds.append(present)
+    return rounds
+
+
+def _round_documents(store: Store, round: int) -> set[str]:
+    folder = layout.round_folder(round)
+    known = (layout.round_document(round), layout.report_document(round))
+    return {path for name in store.documents(folder) if (path := f"{folder}/{name}") in known}
+
+
+def _planned_rounds(store: Store) -> int:
+    # A lost round in the middle must not hide the ones after it; an unreadable run.json is a finding of its own.
+    try:
+        rounds = store.read_document(layout.RUN_DOCUMENT)["config"]["rounds"]["count"]
+    except (StoreError, KeyError, TypeError):
+        return 0
+    return rounds if isinstance(rounds, int) else 0
+
+
+def _row_bytes(info: ArrayInfo) -> int:
+    return math.prod(info.shape[1:]) * np.dtype(info.dtype).itemsize
