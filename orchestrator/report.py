@@ -1,0 +1,95 @@
+"""What a round did and what it cost, in the same terms for every policy, strategy and objective."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from repsearch.errors import StoreError
+
+ROUND_METRICS = (
+    "test/accuracy",
+    "test/cross_entropy",
+    "validation/accuracy",
+    "validation/cross_entropy",
+    "search/evaluations",
+    "search/evaluations_per_example",
+    "learn/examples",
+    "seconds/search",
+    "seconds/learn",
+    "seconds/overhead",
+    "seconds/round",
+)
+"""The metrics of every round. A round that searches has `search_metric(layer, ...)` of each search layer as well."""
+
+_SEARCH_METRIC = re.compile(r"search/(?P<layer>[^/]+)/cross_entropy_(?P<when>before|after)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """The outcome of one round.
+
+    policy, strategy, objective: names of the plug-ins.
+    metrics: `ROUND_METRICS` and, per search layer, cross-entropy before and after; accuracies are fractions, times are in seconds.
+    searched, learned: references ({"path", "digest"}) of the network searched (None without search) and of the one learned.
+    shards: references of the committed shards, in order of their examples.
+    attempts: how often each piece of work was started, for example {"search": 4, "learn": 1}.
+    """
+
+    round: int
+    policy: str
+    strategy: str
+    objective: str
+    metrics: Mapping[str, float]
+    searched: Mapping[str, str] | None = None
+    learned: Mapping[str, str] | None = None
+    shards: tuple[Mapping[str, str], ...] = ()
+    attempts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ROUND_METRICS if name not in self.metrics]
+        unknown = [name for name in self.metrics if name not in ROUND_METRICS and not _SEARCH_METRIC.fullmatch(name)]
+        wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
+        if missing or unknown or wrong:
+            raise StoreError(f"report of round {self.round}: missing {missing}, unknown {unknown}, not finite {wrong}")
+
+    def layers(self) -> list[str]:
+        """Names of the search layers, in order of search; [] for a round without search."""
+        return layers_of(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name in ("metrics", "searched", "learned", "attempts"):
+            document[name] = None if document[name] is None else dict(document[name])
+        document["shards"] = [dict(shard) for shard in self.shards]
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RoundReport:
+        """Return the report that `to_dict` gave; raises `StoreError` if a field is missing or unknown."""
+        fields = dict(document)
+        try:
+            return cls(**{**fields, "shards": tuple(fields.get("shards", ()))})
+        except TypeError as error:
+            raise StoreError(f"not a report of a round: {error}") from None
+
+
+def search_metric(layer: str, when: str) -> str:
+    """Return the name of a layer's cross-entropy, `when` "before" or "after" its search."""
+    return f"search/{layer}/cross_entropy_{when}"
+
+
+def is_search_metric(name: str) -> bool:
+    """Return whether `name` is one of `search_metric`'s."""
+    return _SEARCH_METRIC.fullmatch(name) is not None
+
+
+def layers_of(metrics: Mapping[str, float]) -> list[str]:
+    """Return the search layers that `metrics` names, in order."""
+    matches = (_SEARCH_METRIC.fullmatch(name) for name in metrics)
+    return list(dict.fromkeys(match["layer"] for match in matches if match))
