@@ -113,9 +113,10 @@ def test_the_centre_is_kept_and_the_shorter_side_resized(tmp_path: Path, size: t
 
 
 def test_a_palette_image_fits_either_number_of_channels(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "x.png", seed=0)
-    Image.open(path).quantize(16).save(path)
-    assert Image.open(path).mode == "P"
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).quantize(16).save(path)
+    with Image.open(path) as image:
+        assert image.mode == "P"
     assert read_image(path, size=8, channels=1).shape == (1, 8, 8)
     assert read_image(path, size=8, channels=3).shape == (3, 8, 8)
 

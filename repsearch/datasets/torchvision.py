@@ -172,7 +172,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def _known_warning_silenced() -> Iterator[None]:
-    # The published CIFAR pickles hold dtypes written by an old numpy, `align=0`, which numpy >= 2.4 reports as deprecated.
+    # The published CIFAR pickles hold dtypes written by an old numpy, `align=0`, which numpy 2.4.0 to 2.4.4 report as deprecated.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
         yield
