@@ -36,7 +36,6 @@ PAUSE_S = 0.1
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: "is it running, and is the address right?",
     grpc.StatusCode.DEADLINE_EXCEEDED: "it does not answer: is the process stopped, or the address another program's?",
-    grpc.StatusCode.FAILED_PRECONDITION: "resume the run if it should be ours again",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "it has too much to do: is another run using it?",
     grpc.StatusCode.PERMISSION_DENIED: "start the daemon with the --store that holds the run",
     grpc.StatusCode.NOT_FOUND: "it has forgotten the job: start it again",
@@ -72,7 +71,7 @@ class DaemonClient:
 
     def connect(self) -> jobs_pb2.Info:
         """Return what the daemon says of itself; DaemonError unless it is the right service, protocol and package version."""
-        info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), self._connect_s, self._connect_s)
+        info: jobs_pb2.Info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), within_s=self._connect_s)
         if info.service != self.service:
             raise self._error(f"it is a {info.service or 'nameless service'}, not a {self.service}; check the configured addresses")
         if info.protocol_version != PROTOCOL_VERSION:
@@ -84,15 +83,15 @@ class DaemonClient:
 
     def start(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
         """Start the job of `request`, or return it if it is started already."""
-        return self._known(self._call(self._stub.Start, request, self._call_s, self._retry_s))
+        return self._ask(self._stub.Start, request)
 
     def get(self, job_id: str) -> jobs_pb2.Job:
         """Return the job as it is now."""
-        return self._known(self._call(self._stub.Get, jobs_pb2.GetRequest(job_id=job_id), self._call_s, self._retry_s))
+        return self._ask(self._stub.Get, jobs_pb2.GetRequest(job_id=job_id))
 
     def cancel(self, job_id: str, term: int) -> jobs_pb2.Job:
         """Cancel the job; it is finished when its last event says so."""
-        return self._known(self._call(self._stub.Cancel, jobs_pb2.CancelRequest(job_id=job_id, term=term), self._call_s, self._retry_s))
+        return self._ask(self._stub.Cancel, jobs_pb2.CancelRequest(job_id=job_id, term=term))
 
     def watch(self, job_id: str, *, from_sequence: int = 1) -> Iterator[jobs_pb2.Event]:
         """Yield the job's events, each once and in order, up to its last change of state; heartbeats (sequence 0) come between.
@@ -102,7 +101,7 @@ class DaemonClient:
         expected = max(from_sequence, 1)
         give_up_at: float | None = None
         while True:
-            stream = self._stub.Watch(jobs_pb2.WatchRequest(job_id=job_id, from_sequence=expected))
+            stream = self._open(jobs_pb2.WatchRequest(job_id=job_id, from_sequence=expected))
             try:
                 for event in stream:
                     give_up_at = None
@@ -123,15 +122,22 @@ class DaemonClient:
             give_up_at = give_up_at or now + self._retry_s
             self._reach_again(cut, give_up_at - now)
 
+    def _open(self, request: jobs_pb2.WatchRequest) -> Any:
+        try:
+            return self._stub.Watch(request)
+        except ValueError as error:
+            raise self._error(f"{error}; the client was closed") from None
+
     def _reach_again(self, cut: DaemonError, left_s: float) -> None:
         """Return when the daemon answers, as the same incarnation, within `left_s`; else raise `cut` or what is wrong now."""
         if left_s <= 0:
             raise cut
         self._closed.wait(PAUSE_S)
-        info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), left_s, left_s)
+        info: jobs_pb2.Info = self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), within_s=left_s)
         self._same(info.incarnation)
 
-    def _known(self, job: jobs_pb2.Job) -> jobs_pb2.Job:
+    def _ask(self, method: Callable[..., jobs_pb2.Job], request: Any) -> jobs_pb2.Job:
+        job = self._call(method, request, within_s=self._retry_s, call_s=self._call_s)
         self._same(job.incarnation)
         return job
 
@@ -139,17 +145,17 @@ class DaemonClient:
         if self.incarnation and incarnation != self.incarnation:
             raise self._error("it was started anew and knows nothing of our jobs; connect to it again")
 
-    def _call(self, method: Callable[..., AnswerT], request: Any, call_s: float, total_s: float) -> AnswerT:
-        """Call `method`, again while the daemon is unavailable, for at most `total_s` plus one `call_s`."""
-        give_up_at = time.monotonic() + total_s
+    def _call(self, method: Callable[..., AnswerT], request: Any, *, within_s: float, call_s: float | None = None) -> AnswerT:
+        """Call `method`, again while the daemon is unavailable and `within_s` has not passed; one try takes `call_s`, or what is left."""
+        give_up_at = time.monotonic() + within_s
         while True:
             try:
-                return method(request, timeout=min(call_s, max(give_up_at - time.monotonic(), PAUSE_S)) if call_s == total_s else call_s)
+                return method(request, timeout=call_s or max(give_up_at - time.monotonic(), PAUSE_S))
             except grpc.RpcError as error:
                 again = error.code() == grpc.StatusCode.UNAVAILABLE and not self._closed.is_set()
                 if not again or time.monotonic() + PAUSE_S >= give_up_at:
                     raise self._translate(error) from None
-            except ValueError as error:  # grpc's word for a closed channel
+            except ValueError as error:  # gRPC's word for a closed channel
                 raise self._error(f"{error}; the client was closed") from None
             self._closed.wait(PAUSE_S)
 

@@ -43,7 +43,7 @@ CODES = {
     refusals.RequestReused: grpc.StatusCode.ALREADY_EXISTS,
     refusals.UnknownJob: grpc.StatusCode.NOT_FOUND,
     refusals.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
-    refusals.Draining: grpc.StatusCode.UNAVAILABLE,
+    refusals.Draining: grpc.StatusCode.FAILED_PRECONDITION,
 }
 NAMES: dict[Service, str] = {"searcher": "repsearch.rpc.v1.Searcher", "learner": "repsearch.rpc.v1.Learner"}
 

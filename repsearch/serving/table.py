@@ -202,7 +202,9 @@ class Table:
         """Refuse a term below the run's highest; a higher one cancels the run's older jobs."""
         highest = self._terms.get(run_id, 0)
         if term < highest:
-            raise StaleTerm(f"run {run_id!r} is at term {highest}, the call is of term {term}: another orchestrator has taken over")
+            raise StaleTerm(
+                f"run {run_id!r} is at term {highest}, the call is of term {term}: another orchestrator has taken over; resume to take back"
+            )
         self._terms[run_id] = term
         for record in list(self._records.values()):
             if record.job.run_id == run_id and record.job.term < term and not record.finished:
