@@ -1,0 +1,222 @@
+"""The command `orchestrator`. Heavy imports are inside the commands, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+import repsearch
+from repsearch.errors import RepSearchError
+
+if TYPE_CHECKING:
+    from orchestrator.execution import Finished
+
+app = typer.Typer(
+    help="Train networks by search and learning in rounds.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+INTERRUPTED = 130
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the name of a run under runs/.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line; ends the process with the exit code."""
+    try:
+        app()
+    except RepSearchError as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as interrupt:
+        _say("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
+        sys.exit(INTERRUPTED)
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
+    """Take the options before the command."""
+    if version:
+        print(repsearch.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A run's configuration, a TOML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=v", help="Set one value of the configuration; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the file's name and the next free number.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, start and write nothing.")] = False,
+) -> None:
+    """Run rounds of search and learning, and the baseline if the configuration asks for it."""
+    with _interruptible():
+        from orchestrator import execution
+        from orchestrator.progress import make_display
+
+        prepared = execution.prepare(config, set_ or [], name)
+        console = _console()
+        if dry_run:
+            _print_plan(console, prepared.name, prepared.main)
+            return
+        with make_display(console) as display:
+            finished = execution.start(prepared, display)
+        _print_result(console, finished)
+
+
+@app.command()
+def resume(run: RunArgument) -> None:
+    """Go on with a run from what it committed."""
+    with _interruptible():
+        from orchestrator import execution
+        from orchestrator.progress import make_display
+        from orchestrator.runs import find_run
+
+        folder, console = find_run(run), _console()
+        with make_display(console) as display:
+            finished = execution.resume(folder, display)
+        _print_result(console, finished)
+
+
+@app.command()
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what a run is doing, also while it runs."""
+    from orchestrator.runs import find_run
+    from orchestrator.status import status_of
+    from orchestrator.tables import fields_table, print_table
+
+    found = status_of(find_run(run))
+    _print_json(found) if as_json else print_table(_console(), fields_table(found))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, as folders or names.")], as_json: JsonOption = False
+) -> None:
+    """Show runs side by side: the figures of the last round, and the settings that differ."""
+    from orchestrator.compare import compare_runs
+    from orchestrator.runs import find_run
+    from orchestrator.tables import compare_table, print_table
+
+    rows = compare_runs([find_run(run) for run in runs])
+    _print_json(rows) if as_json else print_table(_console(), compare_table(rows))
+
+
+@app.command()
+def verify(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Check that everything that a run refers to is there and unaltered; exit code 4 if not."""
+    from orchestrator.runs import find_run
+    from orchestrator.verify import verify as verify_folder
+    from repsearch.errors import StoreError
+
+    folder = find_run(run)
+    findings = verify_folder(folder)
+    if as_json:
+        _print_json({"run": str(folder), "ok": not findings, "findings": findings})
+    else:
+        for finding in findings:
+            print(finding["problem"])
+        print(f"{folder}: {f'{len(findings)} findings' if findings else 'whole: everything it refers to is there and unaltered'}")
+    if findings:
+        raise typer.Exit(StoreError.exit_code)
+
+
+@app.command()
+def sync(run: RunArgument) -> None:
+    """Bring MLflow up to date with a run's journal."""
+    from orchestrator.runs import find_run
+    from orchestrator.tracking import sync as sync_folder
+
+    folder = find_run(run)
+    result = sync_folder(folder)
+    print(f"{folder}: {result.records} records are in MLflow at {result.uri}, run {result.mlflow_run_id}")
+
+
+def mlflow_command(uri: str) -> str:
+    """Return the command that opens MLflow on `uri`, with the path of `mlflow` where a shell would not find it."""
+    installed = Path(sysconfig.get_path("scripts")) / "mlflow"
+    program = "mlflow" if shutil.which("mlflow") or not installed.exists() else str(installed)
+    return shlex.join([program, "ui", "--backend-store-uri", uri])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    from orchestrator import interrupts
+
+    with interrupts.handled():
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            # typer would turn it into its own exit code.
+            _say("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_plan(console: Console, name: str, preflight: Any) -> None:
+    from orchestrator.runs import run_root
+    from orchestrator.tables import fields_table, print_table
+
+    config, dataset, shards = preflight.config, preflight.dataset, preflight.shards()
+    splits = ", ".join(f"{dataset[split]} {split}" for split in ("train", "validation", "test"))
+    shape = "x".join(map(str, dataset["input_shape"]))
+    rounds = [
+        f"{plan.round}: "
+        + (f"search the {_source(plan.searched_round)}, " if plan.search else "")
+        + f"learn {plan.epochs} epochs from {_start(plan.warm_round)}"
+        for plan in preflight.plans()
+    ]
+    fields = {
+        "run": run_root(config) / name,
+        "dataset": f"{dataset['name']}: {splits} images of {shape}",
+        "policy": config.rounds.policy["name"],
+        "rounds": "\n".join(rounds),
+        "baseline": "yes" if config.run.baseline else "no",
+    }
+    if preflight.searches:
+        fields["strategy"] = config.search.strategy["name"]
+        fields["search layers"] = "\n".join(f"{layer} {'x'.join(map(str, size))}" for layer, size in preflight.layers.items())
+        fields["shards per round"] = f"{len(shards)} of up to {config.searcher.shard_examples} images"
+        fields["evaluations per image"] = preflight.evaluations if preflight.evaluations is not None else "not stated by the strategy"
+    print_table(console, fields_table(fields))
+    console.print("dry run: nothing was started or written")
+
+
+def _source(round: int | None) -> str:
+    return "untrained network" if round is None else f"network of round {round}"
+
+
+def _start(round: int | None) -> str:
+    return "initial parameters" if round is None else f"round {round}"
+
+
+def _print_result(console: Console, finished: Finished) -> None:
+    from orchestrator.tables import print_table, rounds_table
+    from orchestrator.tracking import tracking_uri
+
+    print_table(console, rounds_table(finished.reports, finished.baseline))
+    print(f"run: {finished.run.folder}")
+    tracking = finished.run.config.tracking
+    if tracking.enabled:
+        print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=finished.run.folder.parent))}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,67 @@
+"""Runs side by side: the figures of their last rounds, and the settings in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report import RoundReport
+from orchestrator.rounds import load_reports
+from orchestrator.runs import open_run
+from orchestrator.status import state_of
+from store import open_store
+
+_PLACEMENT = ("run.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints")
+"""Settings that do not change what a run computes."""
+_MISSING = None
+
+
+def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return per run: name, state, rounds done, metrics of the last one, totals over all rounds, and the settings that differ."""
+    runs = [open_run(folder) for folder in folders]
+    settings = differing([flat(run.config.model_dump(mode="json")) for run in runs])
+    return [
+        {
+            "name": run.name,
+            "folder": str(run.folder),
+            "state": state_of(run.folder),
+            **_figures(load_reports(open_store(run.folder))),
+            "settings": differs,
+        }
+        for run, differs in zip(runs, settings, strict=True)
+    ]
+
+
+def _figures(reports: Sequence[RoundReport]) -> dict[str, Any]:
+    return {
+        "rounds": len(reports),
+        "metrics": dict(reports[-1].metrics) if reports else {},
+        "evaluations_per_example": _total(reports, "search/evaluations_per_example"),
+        "seconds_search": _total(reports, "seconds/search"),
+        "seconds_learn": _total(reports, "seconds/learn"),
+    }
+
+
+def _total(reports: Sequence[RoundReport], name: str) -> float:
+    return sum(report.metrics[name] for report in reports)
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return result
+
+
+def differing(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return of each flat table the settings that are not the same in all of them, those of placement left out."""
+    paths = list(dict.fromkeys(path for table in tables for path in table))
+    wanted = [
+        path
+        for path in paths
+        if not path.startswith(_PLACEMENT) and len({json.dumps(table.get(path, _MISSING), sort_keys=True) for table in tables}) > 1
+    ]
+    return [{path: table.get(path, _MISSING) for path in wanted} for table in tables]

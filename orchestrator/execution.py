@@ -1,0 +1,227 @@
+"""A run from start to end: preflight -> daemons -> run folder -> rounds -> baseline; and the same again for `resume`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator import interrupts
+from orchestrator.daemons import Fleet, check_fleet, connected
+from orchestrator.journal import Journal, read_journal
+from orchestrator.local import LocalDaemons, local_specs
+from orchestrator.preflight import Preflight, check_run, library_versions
+from orchestrator.progress import Display
+from orchestrator.report import RoundReport
+from orchestrator.rounds import load_reports, run_rounds
+from orchestrator.runs import BASELINE, Run, RunLock, choose_name, create_folder, new_run_id, open_run, run_root, save_run
+from orchestrator.tracking import MlflowTracker, NoTracker, Tracker, tracking_uri
+from orchestrator.work import RunLog, Work
+from repsearch.config import RunConfig, load_config, parse_config
+from repsearch.errors import DatasetError, RepSearchError
+from store import open_store
+
+TRACKER_CLOSE_S = 60.0
+"""Seconds that MLflow may take to catch up after the last round."""
+TRACKER_KILLED_S = 5.0
+"""The same after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: the run, its rounds, and those of its baseline (none without one)."""
+
+    run: Run
+    reports: list[RoundReport]
+    baseline: list[RoundReport]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: its name, the checks, and those of its baseline."""
+
+    name: str
+    toml: bytes
+    main: Preflight
+    baseline: Preflight | None
+
+
+def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
+    """Return the run of configuration file `path`, fully checked; writes and starts nothing."""
+    config = load_config(path, overrides)
+    chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline)
+    main = check_run(config)
+    baseline = replace(main, config=baseline_config(config), layers={}, evaluations=None) if config.run.baseline else None
+    return Prepared(chosen, path.read_bytes(), main, baseline)
+
+
+def baseline_config(config: RunConfig) -> RunConfig:
+    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search."""
+    table = config.model_dump(mode="json")
+    table["run"]["baseline"] = False
+    table["learn"]["objective"] = "cross_entropy"
+    # Rounds that start afresh each have the epochs of one; rounds that go on from one another add up.
+    table["learn"]["epochs"] *= config.rounds.count if config.learn.start == "warm" else 1
+    table["learn"]["start"] = "fresh"
+    table["rounds"] = {"policy": "learn_only", "count": 1}
+    return parse_config(table)
+
+
+def start(prepared: Prepared, display: Display) -> Finished:
+    """Run a prepared run, and its baseline, to the end."""
+    run = _new_run(prepared.main, prepared.name)
+    with _daemons(prepared.main, display) as fleet:
+        check_fleet(run, fleet)
+        create_folder(run, prepared.toml)
+        display.message(f"run {run.name} in {run.folder}")
+        with resumable(run):
+            with RunLock(run.folder):
+                reports = _perform(run, prepared.main, fleet, display, resumed=False)
+            baseline = _baseline(run, prepared.baseline, fleet, display)
+    return Finished(run, reports, baseline)
+
+
+def resume(folder: Path, display: Display) -> Finished:
+    """Go on with the run in `folder`, and its baseline, from what is committed."""
+    run = open_run(folder)
+    baseline_folder = folder.with_name(folder.name + BASELINE)
+    if _is_finished(folder) and (not run.config.run.baseline or _is_finished(baseline_folder)):
+        display.message(f"{folder}: the run is finished; nothing to resume")
+        return finished(folder)
+    with RunLock(folder), resumable(run):
+        # Read again: another orchestrator may have raised the term before the lock was ours.
+        run = open_run(folder)
+        run = replace(run, term=run.term + 1)
+        main = check_run(run.config)
+        _check_same_data(run, main)
+        save_run(run)
+        baseline = replace(main, config=baseline_config(run.config), layers={}, evaluations=None) if run.config.run.baseline else None
+        with _daemons(main, display) as fleet:
+            check_fleet(run, fleet)
+            display.message(f"resuming run {run.name} in {run.folder}, term {run.term}")
+            reports = _perform(run, main, fleet, display, resumed=True)
+            return Finished(run, reports, _baseline(run, baseline, fleet, display))
+
+
+def finished(folder: Path) -> Finished:
+    """Return the run in `folder` and its baseline as far as they are done."""
+    baseline = folder.with_name(folder.name + BASELINE)
+    return Finished(open_run(folder), load_reports(open_store(folder)), load_reports(open_store(baseline)) if baseline.is_dir() else [])
+
+
+@contextmanager
+def resumable(run: Run) -> Iterator[None]:
+    """Add to every error, and to Ctrl-C (as a note), how the run is resumed."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"what is committed is kept; resume the run: {resume_command(run.folder)}")
+        raise
+    except RepSearchError as error:
+        raise type(error)(f"{error}\nwhat is committed is kept; resume the run: {resume_command(run.folder)}") from error
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes the run in `folder`."""
+    return f"orchestrator resume {folder}"
+
+
+@contextmanager
+def _daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
+    """Start the local daemons that the configuration asks for and connect to all; stop the local ones at the end."""
+    config = preflight.config
+    specs = [spec for spec in local_specs(config) if preflight.searches or spec.service != "searcher"]
+    with LocalDaemons(specs, run_root(config)) as local:
+        for address, pid in local.processes():
+            display.message(f"started {address}, process {pid}")
+        searchers = (config.searcher.addresses or local.addresses("searcher")) if preflight.searches else []
+        with connected(searchers, config.learner.address or local.addresses("learner")[0]) as fleet:
+            yield fleet
+
+
+def _new_run(preflight: Preflight, name: str, *, baseline_of: str = "") -> Run:
+    return Run(
+        folder=run_root(preflight.config) / name,
+        run_id=new_run_id(),
+        name=name,
+        term=1,
+        config=preflight.config,
+        dataset=preflight.dataset,
+        digests=preflight.digests(),
+        versions=library_versions(),
+        created=time.time(),
+        baseline_of=baseline_of,
+    )
+
+
+def _baseline(main: Run, preflight: Preflight | None, fleet: Fleet, display: Display) -> list[RoundReport]:
+    """Run or resume the baseline of `main`, if it is to have one."""
+    if preflight is None:
+        return []
+    folder = main.folder.with_name(main.name + BASELINE)
+    resumed = folder.exists()
+    if _is_finished(folder):
+        return load_reports(open_store(folder))
+    if not resumed:
+        run = _new_run(preflight, folder.name, baseline_of=main.name)
+        create_folder(run, (main.folder / "config.toml").read_bytes())
+    with RunLock(folder):
+        if resumed:
+            run = open_run(folder)
+            run = replace(run, term=run.term + 1)
+            save_run(run)
+        display.message(f"baseline {run.name} in {run.folder}")
+        return _perform(run, preflight, fleet, display, resumed=resumed)
+
+
+def _perform(run: Run, preflight: Preflight, fleet: Fleet, display: Display, *, resumed: bool) -> list[RoundReport]:
+    """Run the rounds of `run` with journal and tracking; record how it ended, whatever the end."""
+    with interrupts.deferred(), Journal(run.folder) as journal:
+        tracker = make_tracker(run, display)
+        log = RunLog(journal, tracker)
+        status, error_text = "FINISHED", ""
+        try:
+            log.append(
+                "run_started",
+                run_id=run.run_id,
+                name=run.name,
+                term=run.term,
+                resumed=resumed,
+                config=run.config.model_dump(mode="json"),
+                dataset=dict(run.dataset),
+                tags=run.tags(),
+            )
+            store = open_store(run.folder, chunk_mb=run.config.store.chunk_mb)
+            return run_rounds(Work(run=run, store=store, log=log, display=display, fleet=fleet, layers=list(preflight.layers)))
+        except KeyboardInterrupt:
+            status, error_text = "KILLED", "interrupted"
+            raise
+        except BaseException as error:
+            status, error_text = "FAILED", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            log.append("run_finished", status=status, error=error_text)
+            tracker.close(TRACKER_KILLED_S if status == "KILLED" else TRACKER_CLOSE_S)
+
+
+def make_tracker(run: Run, display: Display) -> Tracker:
+    """Return what mirrors the run's journal to MLflow, or nothing where tracking is off."""
+    tracking = run.config.tracking
+    if not tracking.enabled:
+        return NoTracker()
+    return MlflowTracker(run.folder, tracking_uri(tracking.uri, root=run.folder.parent), tracking.experiment, tell=display.message)
+
+
+def _is_finished(folder: Path) -> bool:
+    records = read_journal(folder)
+    return bool(records) and records[-1]["kind"] == "run_finished" and records[-1]["status"] == "FINISHED"
+
+
+def _check_same_data(run: Run, preflight: Preflight) -> None:
+    if preflight.dataset["digest"] != run.dataset["digest"]:
+        raise DatasetError(
+            f"dataset {run.dataset['name']}: the data are not those that the run was started with: digest {preflight.dataset['digest']}, "
+            f"in run.json {run.dataset['digest']}; put the files back as they were"
+        )

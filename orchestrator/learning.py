@@ -1,0 +1,116 @@
+"""The learning phase of a round: one job on the learner, whose committed network says what it reached."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.journal import Point
+from orchestrator.policies import RoundPlan
+from orchestrator.scheduling import Daemon, Hooks, Points, Task, run_tasks
+from orchestrator.searching import SearchRecord, next_attempt, written
+from orchestrator.work import Work, as_message, reference_at
+from repsearch.config import json_digest
+from repsearch.errors import RepSearchError
+from repsearch.rpc.v1 import jobs_pb2
+from store import Reference, layout
+from store.verification import verify_group
+
+_LEARNED = re.compile(r"learned-a(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnRecord:
+    """A committed learned network: its reference, the manifest's attributes, the attempt, and the wall time of learning it."""
+
+    network: Reference
+    attributes: Mapping[str, Any]
+    attempt: int
+    seconds: float
+
+    def points(self) -> list[Point]:
+        """The epoch history as points by epoch."""
+        return [
+            (f"learn/{name}", int(epoch["epoch"]), float(value))
+            for epoch in self.attributes["epochs"]
+            for name, value in epoch.items()
+            if name != "epoch"
+        ]
+
+
+def learn_round(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None) -> LearnRecord:
+    """Return what the round learned from `search`, from initial parameters or going on from `warm`; learns it if it is not there yet."""
+    digest = learning_digest(work, plan, search, warm)
+    attempts = _attempts(work, plan.round)
+    record = _committed(work, plan.round, digest, attempts) or _learn(work, plan, search, warm, digest, attempts)
+    work.log.points(plan.round, record.points())
+    work.log.once("network_ready", plan.round, path=record.network.path, digest=record.network.digest)
+    return record
+
+
+def learning_digest(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None) -> str:
+    """Return the digest of everything that determines the learned network."""
+    return json_digest(
+        {
+            "learn": work.run.digests["learn"],
+            "dataset": work.run.dataset["digest"],
+            "round": plan.round,
+            "epochs": plan.epochs,
+            "shards": [reference.digest for reference in search.references()],
+            "initial": warm.digest if warm is not None else "",
+        }
+    )
+
+
+def _learn(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, digest: str, attempts: Sequence[int]) -> LearnRecord:
+    def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
+        spec = jobs_pb2.LearnSpec(
+            round=plan.round,
+            attempt=attempt,
+            shards=[as_message(reference) for reference in search.references()],
+            initial_network=as_message(warm) if warm is not None else None,
+            output_path=layout.learned_network_path(plan.round, attempt),
+            checkpoint_path=layout.checkpoint_folder(plan.round),
+            epochs=plan.epochs,
+            digest=digest,
+        )
+        return work.request(daemon, "learn", plan.round, attempt, learn=spec)
+
+    task = Task(key=0, what=f"learning of round {plan.round}", weight=plan.epochs, attempt=next_attempt(work, attempts), request=request)
+    work.display.begin(f"round {plan.round}: learn", plan.epochs, "epochs")
+    start = time.monotonic()
+    outcome = run_tasks([task], [work.fleet.learner], _hooks(work, plan.round), service="learner")[0]
+    seconds = work.stopwatch.stop(start)
+    network = written(work, outcome.job)
+    attributes = work.store.manifest(network).attributes
+    work.display.end(f"test accuracy {attributes['test_accuracy']:.2%} after {plan.epochs} epochs in {seconds:.1f} s")
+    return LearnRecord(network=network, attributes=attributes, attempt=outcome.attempt, seconds=seconds)
+
+
+def _hooks(work: Work, round: int) -> Hooks:
+    def points(points: Points) -> None:
+        work.log.points(round, points)
+
+    return Hooks(progress=work.display.update, points=points, message=work.display.message)
+
+
+def _attempts(work: Work, round: int) -> list[int]:
+    matches = (_LEARNED.fullmatch(name) for name in work.store.committed(layout.network_folder(round)))
+    return [int(match[1]) for match in matches if match]
+
+
+def _committed(work: Work, round: int, digest: str, attempts: Sequence[int]) -> LearnRecord | None:
+    """The network that an earlier opening of the run learned, if a whole one fits."""
+    for attempt in sorted(attempts, reverse=True):
+        try:
+            network = reference_at(work.store, layout.learned_network_path(round, attempt))
+            attributes = work.store.manifest(network).attributes
+            if attributes.get("learn_digest") == digest:
+                verify_group(work.store, network)
+                return LearnRecord(network=network, attributes=attributes, attempt=attempt, seconds=float(attributes["seconds"]))
+        except RepSearchError as error:
+            work.display.message(f"learning of round {round}: attempt {attempt} is not used: {error}")
+    return None

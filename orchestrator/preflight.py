@@ -1,0 +1,167 @@
+"""Everything that can be checked before anything starts: bad input starts nothing and writes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import repsearch
+from orchestrator.policies import RoundPlan, RoundPolicy
+from orchestrator.runs import check_root, run_root
+from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
+from repsearch.errors import ConfigError, DaemonError
+from repsearch.families import NETWORKS, OBJECTIVES, POLICIES, STRATEGIES
+
+if TYPE_CHECKING:
+    from repsearch.datasets.base import Data
+
+Shape = tuple[int, ...]
+_LIBRARIES = ("torch", "torchvision", "numpy", "zarr", "mlflow", "grpcio", "protobuf", "pydantic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What the checks found.
+
+    dataset: name, digest, classes, train, validation, test (numbers of examples), input_shape.
+    layers: names of the search layers with their shapes, in order of search; empty for a policy that does not search.
+    evaluations: candidate evaluations per example and search; None if the strategy does not say.
+    """
+
+    config: RunConfig
+    dataset: Mapping[str, Any]
+    layers: Mapping[str, Shape]
+    evaluations: int | None
+
+    @property
+    def searches(self) -> bool:
+        """Whether the run's rounds search."""
+        return bool(self.layers)
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what determines the results: search, learn, dataset."""
+        return {"search": search_digest(self.config), "learn": learn_digest(self.config), "dataset": self.dataset["digest"]}
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(first example, number of examples) of each shard."""
+        return shards_of(self.dataset["train"], self.config.searcher.shard_examples)
+
+    def plans(self) -> list[RoundPlan]:
+        """The rounds that the policy plans."""
+        # A policy may read reports; those of a dry run are not there, so plan as far as numbers of rounds alone take it.
+        policy, plans = make_policy(self.config), list[RoundPlan]()
+        while (plan := policy.next(plans, self.config)) is not None:  # type: ignore[arg-type]
+            plans.append(plan)
+        return plans
+
+
+def check_run(config: RunConfig) -> Preflight:
+    """Check `config` against the data, the machine and itself; raises the `RepSearchError` of the first fault found.
+
+    Loads the data, so that a fault of theirs is found here, and drops them again.
+    """
+    policy = make_policy(config)
+    policy.check(config)
+    check_root(run_root(config))
+    _check_objective(config, policy)
+    _check_devices(config)
+    data = _load(config)
+    shapes = _check_networks(config, data)
+    layers, evaluations = _check_search(config, shapes, len(data.classes)) if policy.searches else ({}, None)
+    if config.learn.batch_size > len(data.train):
+        raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
+    return Preflight(config=config, dataset=_facts(config, data), layers=layers, evaluations=evaluations)
+
+
+def make_policy(config: RunConfig) -> RoundPolicy:
+    """Return the round policy of `config`."""
+    policy: RoundPolicy = POLICIES.build(config.rounds.policy, at="rounds.policy")
+    return policy
+
+
+def shards_of(examples: int, size: int) -> list[tuple[int, int]]:
+    """Return (first, count) of each shard of `size` examples; the last one may be smaller."""
+    return [(first, min(size, examples - first)) for first in range(0, examples, size)]
+
+
+def library_versions() -> dict[str, str]:
+    """Return versions of this package and of the libraries that results depend on."""
+    return {"repsearch": repsearch.__version__, **{name: version(name) for name in _LIBRARIES}}
+
+
+def _load(config: RunConfig) -> Data:
+    from repsearch.datasets import load_data
+
+    return load_data(config.dataset, seed=config.run.seed)
+
+
+def _facts(config: RunConfig, data: Data) -> dict[str, Any]:
+    sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    return {"name": data.name, "digest": data.digest, "classes": list(data.classes), **sizes, "input_shape": list(data.input_shape)}
+
+
+def _check_objective(config: RunConfig, policy: RoundPolicy) -> None:
+    objective, name = OBJECTIVES.build(config.learn.objective, at="learn.objective"), config.learn.objective["name"]
+    targets = objective.needs_targets(config.search.layers)
+    if policy.searches and not targets:
+        raise ConfigError(
+            f"rounds.policy: {config.rounds.policy['name']} searches targets, but the objective {name} learns from labels alone; "
+            'set rounds.policy = "learn_only", or learn.objective = "regression"'
+        )
+    if targets and not policy.searches:
+        raise ConfigError(
+            f"rounds.policy: {config.rounds.policy['name']} searches nothing, but the objective {name} learns from searched targets; "
+            'set learn.objective = "cross_entropy", or rounds.policy = "closed_loop"'
+        )
+
+
+def _check_networks(config: RunConfig, data: Data) -> tuple[Shape, ...]:
+    shapes: tuple[Shape, ...] = NETWORKS.build(config.network, at="network").check(data.input_shape)
+    searched: tuple[Shape, ...] = NETWORKS.build(config.search_network(), at="search.network").check(data.input_shape)
+    if searched != shapes:
+        raise ConfigError(
+            f"search.network: its block outputs {_text(searched)} differ from the learned network's {_text(shapes)}; "
+            "the two may differ in depth inside a block, not in the shapes of what blocks put out"
+        )
+    return shapes
+
+
+def _check_search(config: RunConfig, shapes: tuple[Shape, ...], classes: int) -> tuple[dict[str, Shape], int | None]:
+    from repsearch.networks import layer_name
+
+    layers = config.search.layers
+    for layer in layers:
+        if isinstance(layer, int) and not 0 <= layer < len(shapes):
+            raise ConfigError(f"search.layers: layer {layer} is not there: the network has blocks 0 to {len(shapes) - 1}, and {LOGITS!r}")
+    numbers = [len(shapes) if layer == LOGITS else int(layer) for layer in layers]
+    if any(after <= before for before, after in itertools.pairwise(numbers)):
+        raise ConfigError(f"search.layers: {layers} is not in increasing order; list each layer once, from the input up, {LOGITS!r} last")
+    searched = [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in layers]
+    strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
+    if hasattr(strategy, "check"):
+        strategy.check(layers, searched)
+    counted = sum(strategy.evaluations(position) for position in range(len(layers))) if hasattr(strategy, "evaluations") else None
+    return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, counted
+
+
+def _check_devices(config: RunConfig) -> None:
+    """Refuse a device for local daemons that this machine lacks; daemons at addresses answer for their own."""
+    wanted = [] if config.searcher.addresses else [("searcher.device", config.searcher.device)]
+    wanted += [] if config.learner.address else [("learner.device", config.learner.device)]
+    for where, device in wanted:
+        if device != "cpu" and device not in (known := _devices()):
+            raise DaemonError(f"{where}: device {device!r} is not there; this machine has {', '.join(known)}")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def _text(shapes: tuple[Shape, ...]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)

@@ -1,0 +1,117 @@
+"""The rounds of a run, each: search -> `round.json` (the targets count) -> learn -> `report.json` (the round is done).
+
+Every step finds what an earlier opening of the run left and does what is missing, so that resuming is running again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from orchestrator.learning import LearnRecord, learn_round
+from orchestrator.policies import RoundPlan
+from orchestrator.preflight import make_policy
+from orchestrator.report import RoundReport, search_metric
+from orchestrator.searching import SearchRecord, initial_network, search_round
+from orchestrator.work import Work, document_there
+from store import Reference, Store, layout
+
+
+def run_rounds(work: Work) -> list[RoundReport]:
+    """Return the reports of all rounds that the policy plans, done now or before."""
+    policy, reports = make_policy(work.run.config), list[RoundReport]()
+    initial: Reference | None = None
+    while (plan := policy.next(reports, work.run.config)) is not None:
+        report = load_report(work.store, plan.round)
+        if report is not None:
+            _replay(work, plan, report)
+        else:
+            if plan.search and plan.searched_round is None and initial is None:
+                initial = initial_network(work)
+            report = _run_round(work, plan, reports, initial)
+        _prune(work.store, plan.round)
+        reports.append(report)
+    return reports
+
+
+def load_reports(store: Store) -> list[RoundReport]:
+    """Return the reports of the rounds that are done, in order."""
+    reports: list[RoundReport] = []
+    while (report := load_report(store, len(reports))) is not None:
+        reports.append(report)
+    return reports
+
+
+def load_report(store: Store, round: int) -> RoundReport | None:
+    """Return the report of a round, or None while it is not done."""
+    path = layout.report_document(round)
+    return RoundReport.from_dict(store.read_document(path)["report"]) if document_there(store, path) else None
+
+
+def _run_round(work: Work, plan: RoundPlan, reports: Sequence[RoundReport], initial: Reference | None) -> RoundReport:
+    start, phases_s = time.monotonic(), work.stopwatch.seconds
+    work.log.once("round_started", plan.round, plan=plan.to_dict())
+    network = (initial if plan.searched_round is None else learned_by(reports[plan.searched_round])) if plan.search else None
+    search = search_round(work, plan, network)
+    warm = learned_by(reports[plan.warm_round]) if plan.warm_round is not None else None
+    learn = learn_round(work, plan, search, warm)
+    overhead_s = time.monotonic() - start - (work.stopwatch.seconds - phases_s)
+    report = make_report(work, search, learn, overhead_s)
+    work.store.write_document(layout.report_document(plan.round), {"report": report.to_dict()}, create=True)
+    work.log.once("round_finished", plan.round, report=report.to_dict())
+    return report
+
+
+def learned_by(report: RoundReport) -> Reference:
+    """Return the network that a round learned."""
+    assert report.learned is not None
+    return Reference(report.learned["path"], report.learned["digest"])
+
+
+def make_report(work: Work, search: SearchRecord, learn: LearnRecord, overhead_s: float) -> RoundReport:
+    """Return the report of a round; `overhead_s`: wall time of the round that was neither search nor learning."""
+    config, found = work.run.config, learn.attributes
+    metrics = {
+        "test/accuracy": found["test_accuracy"],
+        "test/cross_entropy": found["test_cross_entropy"],
+        "validation/accuracy": found["validation_accuracy"],
+        "validation/cross_entropy": found["validation_cross_entropy"],
+        **{search_metric(layer, "before"): value for layer, value in search.before.items()},
+        **{search_metric(layer, "after"): value for layer, value in search.after.items()},
+        "search/evaluations": search.evaluations,
+        "search/evaluations_per_example": search.evaluations / max(1, search.examples),
+        "learn/examples": found["examples"],
+        "seconds/search": search.seconds,
+        "seconds/learn": learn.seconds,
+        "seconds/overhead": overhead_s,
+        "seconds/round": search.seconds + learn.seconds + overhead_s,
+    }
+    return RoundReport(
+        round=search.round,
+        policy=config.rounds.policy["name"],
+        strategy=config.search.strategy["name"] if search.network is not None else "none",
+        objective=config.learn.objective["name"],
+        metrics={name: float(value) for name, value in metrics.items()},
+        searched=search.network,
+        learned={"path": learn.network.path, "digest": learn.network.digest},
+        shards=tuple({"path": shard["path"], "digest": shard["digest"]} for shard in search.shards),
+        attempts={"search": sum(shard["attempt"] for shard in search.shards), "learn": learn.attempt},
+    )
+
+
+def _replay(work: Work, plan: RoundPlan, report: RoundReport) -> None:
+    """Bring into the journal what a crash kept out of it."""
+    search = search_round(work, plan, None)
+    learned = learned_by(report)
+    learn = LearnRecord(network=learned, attributes=work.store.manifest(learned).attributes, attempt=0, seconds=0.0)
+    work.log.once("round_started", plan.round, plan=plan.to_dict())
+    work.log.points(plan.round, [*search.points(), *learn.points()])
+    work.log.once("network_ready", plan.round, path=learned.path, digest=learned.digest)
+    work.log.once("round_finished", plan.round, report=report.to_dict())
+
+
+def _prune(store: Store, round: int) -> None:
+    """Delete the checkpoints of a round that is done."""
+    folder = layout.checkpoint_folder(round)
+    for name in store.committed(folder):
+        store.delete(f"{folder}/{name}")

@@ -1,0 +1,227 @@
+"""A run's folder: its name, `run.json`, its term, and the lock of the orchestrator that owns it.
+
+ <run.root>/<name>/run.json            what the run is: configuration, digests, versions, term
+                   config.toml         the file the run was started from
+                   orchestrator.lock   held with flock while an orchestrator works on the run; says which process that is
+The lock refuses a second orchestrator on one file system; the term fences one that is paused elsewhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from repsearch.config import RunConfig
+from repsearch.errors import ConfigError, StoreError
+from store import layout, open_store
+from store.base import DocumentStore
+
+CONFIG_FILE = "config.toml"
+LOCK_FILE = "orchestrator.lock"
+BASELINE = "-baseline"
+DEFAULT_ROOT = Path("runs")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as `run.json` describes it.
+
+    dataset: name, digest, classes, train, validation, test, input_shape.
+    digests: search, learn, dataset.
+    baseline_of: name of the run that this one is the baseline of, or "".
+    """
+
+    folder: Path
+    run_id: str
+    name: str
+    term: int
+    config: RunConfig
+    dataset: Mapping[str, Any]
+    digests: Mapping[str, str]
+    versions: Mapping[str, str]
+    created: float
+    baseline_of: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the contents of `run.json`."""
+        return {
+            "schema": 1,
+            "run_id": self.run_id,
+            "name": self.name,
+            "term": self.term,
+            "config": self.config.model_dump(mode="json"),
+            "dataset": dict(self.dataset),
+            "digests": dict(self.digests),
+            "seeds": {"run": self.config.run.seed},
+            "versions": dict(self.versions),
+            "created": self.created,
+            "baseline_of": self.baseline_of,
+        }
+
+    def tags(self) -> dict[str, str]:
+        """Return what the run is compared by."""
+        config = self.config
+        return {
+            "dataset": config.dataset["name"],
+            "network": config.network["name"],
+            "policy": config.rounds.policy["name"],
+            "strategy": config.search.strategy["name"] if config.learn.objective["name"] != "cross_entropy" else "none",
+            "objective": config.learn.objective["name"],
+            "seed": str(config.run.seed),
+        }
+
+
+class RunLock:
+    """Ownership of a run's folder by this process, from entering the context to leaving it.
+
+    Raises `StoreError` naming the owner while another process holds it. The kernel releases it when the owner dies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_FILE
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        # `owner` holds the lock for an instant while it looks, hence the tries.
+        for last in (False,) * _LOCK_TRIES + (True,):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    os.close(self._descriptor)
+                    raise StoreError(self._refusal()) from None
+                time.sleep(_LOCK_PAUSE_S)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        os.close(self._descriptor)
+
+    def _refusal(self) -> str:
+        who = _lock_text(self._path)
+        owner_text = f"process {who.get('pid', '?')} on host {who.get('host', '?')}"
+        return f"{self._path.parent}: the run is in use by {owner_text}; wait until it ends, or stop it and resume the run"
+
+
+def owner(folder: Path) -> dict[str, Any] | None:
+    """Return `{"pid", "host"}` of the orchestrator working on the run, or None."""
+    path = folder / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _lock_text(path)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock_text(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def run_root(config: RunConfig) -> Path:
+    """Return the folder that holds the runs, absolute."""
+    return Path(config.run.root).expanduser().absolute()
+
+
+def check_root(root: Path) -> None:
+    """Raise `StoreError` unless `root` is a folder that can be written, or can be made; makes nothing."""
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        raise StoreError(f"run.root: {root}: {existing} is not a folder; name a folder that can be written")
+    if not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise StoreError(f"run.root: {root}: {existing} is not writable; name a folder that can be written")
+
+
+def choose_name(root: Path, stem: str, name: str | None, *, baseline: bool) -> str:
+    """Return the name of a new run: `name` if it is free, else `stem` and the next free number.
+
+    Raises `ConfigError` for a name that is no file name and `StoreError` for one that is taken, by a run or by its baseline.
+    """
+    if name is None:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+        pattern = re.compile(re.escape(stem) + r"-(\d+)(?:-baseline)?")
+        matches = [pattern.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+        return f"{stem}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    for taken in (name, name + BASELINE) if baseline else (name,):
+        if os.path.lexists(root / taken):
+            raise StoreError(
+                f"{root / taken}: the run name is taken; choose another with --name, or resume it: orchestrator resume {root / taken}"
+            )
+    return name
+
+
+def create_folder(run: Run, toml: bytes) -> None:
+    """Make the run's folder with `config.toml` and `run.json`; raises `StoreError` if the folder is there."""
+    try:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir()
+        (run.folder / CONFIG_FILE).write_bytes(toml)
+    except FileExistsError:
+        raise StoreError(f"{run.folder}: the run name is taken; choose another with --name") from None
+    except OSError as error:
+        raise StoreError(f"{run.folder}: cannot be made: {error.strerror}; set run.root to a folder that can be written") from None
+    documents(run.folder).write_document(layout.RUN_DOCUMENT, run.document(), create=True)
+
+
+def new_run_id() -> str:
+    """Return a run id that no other run has."""
+    return uuid.uuid4().hex
+
+
+def find_run(text: str) -> Path:
+    """Return the folder of run `text`: a folder, or a name under `runs`; raises `StoreError` if there is no such run."""
+    for folder in (Path(text), DEFAULT_ROOT / text):
+        if (folder / layout.RUN_DOCUMENT).is_file():
+            return folder.absolute()
+    if Path(text).is_dir():
+        raise StoreError(f"{text}: not a run: it has no {layout.RUN_DOCUMENT}")
+    known = sorted(path.parent.name for path in DEFAULT_ROOT.glob(f"*/{layout.RUN_DOCUMENT}"))
+    there = f"; runs there: {', '.join(known)}" if known else ""
+    raise StoreError(f"{text}: no such run; name a run's folder, or a run under {DEFAULT_ROOT}/{there}")
+
+
+def open_run(folder: Path) -> Run:
+    """Return the run in `folder`; raises `StoreError` if `run.json` is missing or altered."""
+    document = documents(folder).read_document(layout.RUN_DOCUMENT)
+    return Run(
+        folder=folder,
+        # Resolved when it was written; resolving again would import the plug-ins, and with them torch.
+        config=RunConfig.model_validate(document["config"]),
+        **{key: document[key] for key in ("run_id", "name", "term", "dataset", "digests", "versions", "created", "baseline_of")},
+    )
+
+
+def save_run(run: Run) -> None:
+    """Rewrite `run.json`, whole or not at all."""
+    documents(run.folder).write_document(layout.RUN_DOCUMENT, run.document(), create=False)
+
+
+def documents(folder: Path) -> DocumentStore:
+    """Return the store of the run in `folder`, for its documents."""
+    return open_store(str(folder))

@@ -1,0 +1,248 @@
+"""The searching phase of a round: every shard of the training set searched once, accepted, and committed by `round.json`.
+
+N examples of a shard, L search layers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.journal import Point
+from orchestrator.policies import RoundPlan
+from orchestrator.preflight import shards_of
+from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
+from orchestrator.work import Work, as_document, as_message, document_there, reference_at
+from repsearch.errors import RepSearchError, StoreError
+from repsearch.rpc.v1 import jobs_pb2
+from store import Manifest, Reference, layout
+from store.verification import verify_group
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """What `round.json` says: the shard attempts that count, and their figures.
+
+    network: reference of the network searched (None without search).
+    shards: per shard its reference, number, attempt, first example and number of examples, in order of examples.
+    evaluations: candidate evaluations of all examples; examples: how many they are.
+    curves: per layer the mean best cross-entropy, of the initial population and after each generation.
+    before, after: per layer the mean cross-entropy of the initial population's best and of the elites.
+    seconds: wall time of the phase.
+    """
+
+    round: int
+    run_id: str
+    search_digest: str
+    dataset_digest: str
+    network: Mapping[str, str] | None
+    shards: Sequence[Mapping[str, Any]]
+    evaluations: int
+    examples: int
+    curves: Mapping[str, Sequence[float]]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    seconds: float
+
+    def references(self) -> list[Reference]:
+        """References of the shards."""
+        return [Reference(shard["path"], shard["digest"]) for shard in self.shards]
+
+    def points(self) -> list[Point]:
+        """The curves as points by generation."""
+        return [(f"search/{layer}/cross_entropy", step, value) for layer, curve in self.curves.items() for step, value in enumerate(curve)]
+
+
+def initial_network(work: Work) -> Reference:
+    """Return the untrained network that round 0 searches, made by the learner if it is not there yet."""
+    path = layout.initial_network_path()
+    folder, _, name = path.rpartition("/")
+    if name not in work.store.committed(folder):
+        spec = jobs_pb2.InitialiseSpec(output_path=path)
+        task = Task(
+            key=0,
+            what="the initial network",
+            weight=1,
+            attempt=1,
+            request=lambda attempt, daemon: work.request(daemon, "initialise", attempt, initialise=spec),
+        )
+        outcome = run_tasks([task], [work.fleet.learner], Hooks(message=work.display.message), service="learner")[0]
+        return written(work, outcome.job)
+    return reference_at(work.store, path)
+
+
+def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:
+    """Return the round's committed search, searching whatever of it is missing; `network` is the one searched, None without search."""
+    path = layout.round_document(plan.round)
+    if document_there(work.store, path):
+        document = work.store.read_document(path)
+        record = SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__})
+    else:
+        record = _search(work, plan, network)
+        work.store.write_document(path, asdict(record), create=True)
+    work.log.points(plan.round, record.points())
+    return record
+
+
+def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:
+    if network is None:
+        return _record(work, plan, None, {}, 0.0)
+    shards = shards_of(work.run.dataset["train"], work.run.config.searcher.shard_examples)
+    attempts = _attempts(work, plan.round)
+    accepted = _accepted(work, plan, network, shards, attempts)
+    missing = [shard for shard in range(len(shards)) if shard not in accepted]
+    tasks = [_task(work, plan, network, shard, *shards[shard], attempts.get(shard, [])) for shard in missing]
+    # What an earlier opening of the run searched counts with its searchers' own clocks.
+    seconds = sum(float(work.store.manifest(reference).attributes["seconds"]) for reference in accepted.values())
+    seconds /= max(1, len(work.fleet.searchers))
+    if tasks:
+        seconds += _run(work, plan, shards, tasks, accepted)
+    return _record(work, plan, network, accepted, seconds)
+
+
+def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: Sequence[Task], accepted: dict[int, Reference]) -> float:
+    """Run `tasks`, add what they wrote to `accepted`, and return the wall time from the first start to the last result."""
+    total = work.run.dataset["train"]
+    before = sum(shards[shard][1] for shard in accepted)
+    work.display.begin(f"round {plan.round}: search", total, "images")
+    hooks = Hooks(progress=lambda done, text: work.display.update(before + done, text), message=work.display.message)
+    start = time.monotonic()
+    outcomes = run_tasks(tasks, work.fleet.searchers, hooks, service="searcher")
+    seconds = work.stopwatch.stop(start)
+    accepted.update({shard: written(work, outcome.job) for shard, outcome in outcomes.items()})
+    work.display.end(f"{total} images in {seconds:.1f} s")
+    return seconds
+
+
+def _task(work: Work, plan: RoundPlan, network: Reference, shard: int, first: int, count: int, attempts: Sequence[int]) -> Task:
+    def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
+        spec = jobs_pb2.SearchSpec(
+            round=plan.round,
+            shard=shard,
+            attempt=attempt,
+            first=first,
+            count=count,
+            network=as_message(network),
+            trained=plan.searched_round is not None,
+            output_path=layout.shard_path(plan.round, shard, attempt),
+        )
+        return work.request(daemon, "search", plan.round, shard, attempt, search=spec)
+
+    return Task(
+        key=shard,
+        what=f"shard {shard} of round {plan.round}",
+        weight=count,
+        attempt=next_attempt(work, attempts),
+        request=request,
+    )
+
+
+def next_attempt(work: Work, attempts: Sequence[int]) -> int:
+    """Return the number of a new attempt, above all of `attempts` that are there.
+
+    At least the term: an attempt of an earlier term may still be on its way, on a daemon that this orchestrator cannot reach.
+    """
+    return max(work.run.term, max(attempts, default=0) + 1)
+
+
+def _attempts(work: Work, round: int) -> dict[int, list[int]]:
+    """Committed attempts of each shard of the round."""
+    attempts: dict[int, list[int]] = {}
+    for name in work.store.committed(layout.search_folder(round)):
+        shard, attempt = layout.parse_shard_name(name)
+        attempts.setdefault(shard, []).append(attempt)
+    return attempts
+
+
+def _accepted(
+    work: Work,
+    plan: RoundPlan,
+    network: Reference,
+    shards: Sequence[tuple[int, int]],
+    attempts: Mapping[int, Sequence[int]],
+) -> dict[int, Reference]:
+    """References of the committed attempts that an earlier opening of the run left, the newest whole one that fits of each shard."""
+    accepted = {}
+    for shard, numbers in attempts.items():
+        for attempt in sorted(numbers, reverse=True):
+            path = layout.shard_path(plan.round, shard, attempt)
+            try:
+                reference = reference_at(work.store, path)
+                fits = shard < len(shards) and _fits(work, work.store.manifest(reference), network, *shards[shard])
+                if fits:
+                    verify_group(work.store, reference)
+                    accepted[shard] = reference
+                    break
+            except RepSearchError as error:
+                work.display.message(f"shard {shard} of round {plan.round}: attempt {attempt} is not used: {error}")
+    return accepted
+
+
+def _fits(work: Work, found: Manifest, network: Reference, first: int, count: int) -> bool:
+    expected = {
+        "run_id": work.run.run_id,
+        "search_digest": work.run.digests["search"],
+        "dataset_digest": work.run.dataset["digest"],
+        "network_digest": network.digest,
+        "first": first,
+        "count": count,
+    }
+    return all(found.attributes.get(name) == value for name, value in expected.items())
+
+
+def written(work: Work, job: jobs_pb2.Job) -> Reference:
+    """Return the reference that `job` gave as its result, which must be in the run's folder."""
+    reference = Reference(job.result.path, job.result.digest)
+    try:
+        work.store.manifest(reference)
+    except StoreError as error:
+        raise StoreError(
+            f"{error}\na daemon says that it wrote this to the run's folder, {work.run.folder}; "
+            "is its --store the same folder (or the same share) as this orchestrator's run.root?"
+        ) from None
+    return reference
+
+
+def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Mapping[int, Reference], seconds: float) -> SearchRecord:
+    manifests = {shard: work.store.manifest(accepted[shard]) for shard in sorted(accepted)}
+    found = [manifests[shard].attributes for shard in sorted(accepted)]
+    layers = list(work.layers) if network is not None else []
+    return SearchRecord(
+        round=plan.round,
+        run_id=work.run.run_id,
+        search_digest=work.run.digests["search"],
+        dataset_digest=work.run.dataset["digest"],
+        network=as_document(network) if network is not None else None,
+        shards=[
+            {
+                **as_document(accepted[shard]),
+                "shard": shard,
+                **{name: manifests[shard].attributes[name] for name in ("attempt", "first", "count")},
+            }
+            for shard in sorted(accepted)
+        ],
+        evaluations=sum(int(attributes["evaluations"]) for attributes in found),
+        examples=sum(int(attributes["count"]) for attributes in found),
+        curves={layer: _mean([a["curves"][layer] for a in found], [a["count"] for a in found]) for layer in layers},
+        before=_cross_entropy(work, accepted, layers, "fitness_before"),
+        after=_cross_entropy(work, accepted, layers, "fitness_after"),
+        seconds=seconds,
+    )
+
+
+def _mean(curves: Sequence[Sequence[float]], weights: Sequence[int]) -> list[float]:
+    """Mean of the shards' curves, weighted by their examples."""
+    return [float(value) for value in np.average(np.array(curves, dtype=np.float64), axis=0, weights=weights)]
+
+
+def _cross_entropy(work: Work, accepted: Mapping[int, Reference], layers: Sequence[str], array: str) -> dict[str, float]:
+    """Mean over all examples, per layer; fitness is negative cross-entropy."""
+    if not layers:
+        return {}
+    fitness_NL = np.concatenate([work.store.read(accepted[shard], array) for shard in sorted(accepted)])
+    means_L = -fitness_NL.mean(axis=0, dtype=np.float64)
+    return {layer: float(mean) for layer, mean in zip(layers, means_L, strict=True)}

@@ -1,0 +1,84 @@
+"""What a run is doing, from what it writes: run.json, its journal and its lock. Light: usable while it runs, loads no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.journal import Record, read_journal
+from orchestrator.runs import open_run, owner
+from store import layout
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """Return the state of the run in `folder` as JSON values; raises `StoreError` if it cannot be read.
+
+    state: "running", "finished", "failed", "killed" or "interrupted" (its process ended without a word).
+    phase: "search", "learn" or "" (between rounds, or not running). Rounds are numbered from 0.
+    """
+    run, records, holder = open_run(folder), read_journal(folder), owner(folder)
+    finished = [record for record in records if record["kind"] == "round_finished"]
+    round_number, current = _current(records)
+    metrics = finished[-1]["report"]["metrics"] if finished else {}
+    return {
+        "name": run.name,
+        "run_id": run.run_id,
+        "folder": str(folder),
+        "state": _state(records, running=holder is not None),
+        "error": _error(records),
+        "term": run.term,
+        "owner": holder,
+        "round": round_number,
+        "rounds_finished": len(finished),
+        "rounds_planned": run.config.rounds.count,
+        "phase": _phase(folder, round_number) if current and holder else "",
+        **_shards(folder, round_number, run.dataset["train"], run.config.searcher.shard_examples),
+        "epoch": _epoch(records, round_number) if current else 0,
+        "epochs": run.config.learn.epochs,
+        "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
+        "test_accuracy": metrics.get("test/accuracy"),
+        "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
+    }
+
+
+def state_of(folder: Path) -> str:
+    """Return the state of the run in `folder`; see `status_of`."""
+    return _state(read_journal(folder), running=owner(folder) is not None)
+
+
+def _state(records: Sequence[Record], *, running: bool) -> str:
+    if running:
+        return "running"
+    if records and records[-1]["kind"] == "run_finished":
+        return str(records[-1]["status"]).lower()
+    return "interrupted"
+
+
+def _error(records: Sequence[Record]) -> str:
+    return str(records[-1]["error"]) if records and records[-1]["kind"] == "run_finished" else ""
+
+
+def _current(records: Sequence[Record]) -> tuple[int, bool]:
+    """Return the newest round, and whether it is still going on."""
+    started = [record["round"] for record in records if record["kind"] == "round_started"]
+    finished = {record["round"] for record in records if record["kind"] == "round_finished"}
+    newest = max(started, default=0)
+    return newest, bool(started) and newest not in finished
+
+
+def _phase(folder: Path, round: int) -> str:
+    return "learn" if (folder / layout.round_document(round)).exists() else "search"
+
+
+def _shards(folder: Path, round: int, examples: int, size: int) -> dict[str, int]:
+    # Looked up in the file system: opening the store would import zarr, which is slow, and here the names say enough.
+    paths = (folder / layout.search_folder(round)).glob("*-a*/MANIFEST.json")
+    done = {layout.parse_shard_name(path.parent.name)[0] for path in paths}
+    return {"shards_done": len(done), "shards": -(-examples // size)}
+
+
+def _epoch(records: Sequence[Record], round: int) -> int:
+    points = (record for record in records if record["kind"] == "point" and record["round"] == round)
+    return max((record["step"] for record in points if record["key"].startswith("learn/")), default=0)

@@ -1,0 +1,101 @@
+"""What the phases of a round share: the run, its store, its daemons, its log, and requests to daemons."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.daemons import Fleet, start_request
+from orchestrator.journal import Journal, Point, read_journal
+from orchestrator.progress import Display
+from orchestrator.runs import Run
+from orchestrator.scheduling import Daemon
+from orchestrator.tracking import Tracker
+from repsearch.rpc.v1 import jobs_pb2
+from store import Reference, Store, manifest
+
+
+class RunLog:
+    """The journal and its mirror, for one opening of the run.
+
+    Records of a round that are there already, from before a crash, are not repeated.
+    """
+
+    def __init__(self, journal: Journal, mirror: Tracker) -> None:
+        self._journal, self._mirror = journal, mirror
+        records = read_journal(journal.path.parent)
+        self._there = {(record["kind"], record["round"]) for record in records if "round" in record and record["kind"] != "point"}
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Append a record of the run."""
+        self._mirror.put(self._journal.append(kind, **fields))
+
+    def once(self, kind: str, round: int, **fields: Any) -> None:
+        """Append a record of a round, unless the round has one of this kind."""
+        if (kind, round) not in self._there:
+            self._there.add((kind, round))
+            self.append(kind, round=round, **fields)
+
+    def points(self, round: int, points: Iterable[Point]) -> None:
+        """Append the points of a round's curves that are not there yet."""
+        for record in self._journal.append_points(round, points):
+            self._mirror.put(record)
+
+
+@dataclass
+class Stopwatch:
+    """Wall time spent in phases, in seconds."""
+
+    seconds: float = 0.0
+
+    def stop(self, start: float) -> float:
+        """Add the time since `start` (of `time.monotonic`), and return it."""
+        elapsed = time.monotonic() - start
+        self.seconds += elapsed
+        return elapsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A run being worked on.
+
+    layers: names of the search layers, in order of search; none for a policy that does not search.
+    """
+
+    run: Run
+    store: Store
+    log: RunLog
+    display: Display
+    fleet: Fleet
+    layers: Sequence[str]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def request(self, daemon: Daemon, *parts: str | int, **spec: Any) -> jobs_pb2.StartRequest:
+        """Return a request for `daemon`, identified by run, term and `parts`; `spec` is one of the request's specs, by name."""
+        return start_request(self.run, self.fleet, daemon, *parts, **spec)
+
+
+def document_there(store: Store, path: str) -> bool:
+    """Return whether the document `path` exists."""
+    folder, _, name = path.rpartition("/")
+    return name in store.documents(folder)
+
+
+def reference_at(store: Store, path: str) -> Reference:
+    """Return the reference of the group committed at `path`."""
+    found = store.manifest(path)
+    data = manifest.encode(path, found.arrays, found.attributes, found.metadata)
+    return Reference(path, hashlib.sha256(data).hexdigest())
+
+
+def as_message(reference: Reference) -> jobs_pb2.Reference:
+    """Return the reference as a message."""
+    return jobs_pb2.Reference(path=reference.path, digest=reference.digest)
+
+
+def as_document(reference: Reference) -> dict[str, str]:
+    """Return the reference as JSON values."""
+    return {"path": reference.path, "digest": reference.digest}
