@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import LocalStore
 
 from repsearch.errors import StoreError
@@ -24,6 +25,14 @@ from store.paths import METADATA, REDO
 
 def write_arrays(folder: Path, encoded: Mapping[str, formats.Encoded]) -> dict[str, str]:
     """Write a Zarr group with the arrays into `folder` and return the hex SHA-256 of each metadata file, by path in the group."""
+    try:
+        _write(folder, encoded)
+    except (ContainsGroupError, ContainsArrayError):
+        raise StoreError(f"{folder}: another writer is at work there; use a path of its own for each attempt") from None
+    return {file: _file_digest(folder / file) for file in (METADATA, *(f"{name}/{METADATA}" for name in encoded))}
+
+
+def _write(folder: Path, encoded: Mapping[str, formats.Encoded]) -> None:
     group = zarr.create_group(store=LocalStore(folder))
     for name, array in encoded.items():
         target = group.create_array(
@@ -41,7 +50,6 @@ def write_arrays(folder: Path, encoded: Mapping[str, formats.Encoded]) -> dict[s
         )
         if array.info.chunk_digests:
             target[...] = array.values
-    return {file: _file_digest(folder / file) for file in (METADATA, *(f"{name}/{METADATA}" for name in encoded))}
 
 
 @dataclass(frozen=True)
