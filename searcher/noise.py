@@ -3,8 +3,8 @@
 Fresh normal noise plus repeated average pooling takes most of a generation's time. Here a table of R standard normal maps is drawn and
 smoothed once; a draw is G consecutive rows, copied. Draws are exactly reproducible from their offsets, on any device.
 
-Smoothed maps are scaled back to unit variance, so that a mutation of strength alpha has the standard deviation alpha * sigma_c that the
-method asks for, whatever the number of passes (docs/design/0005-method.md has the measured difference).
+With `rescale`, smoothed maps are scaled back to unit variance, so that a mutation of strength alpha has the standard deviation
+alpha * sigma_c that the method asks for, whatever the number of passes (docs/design/0005-method.md has the measured difference).
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from repsearch.networks.base import Shape
 class NoiseTable:
     """R maps of standard normal noise, each smoothed by `passes` of 3x3 average pooling (positions beyond the border left out)."""
 
-    def __init__(self, shape: Shape, *, rows: int, passes: int, seed: int, device: torch.device) -> None:
-        """`shape`: of one representation, (C, H, W) or (D,); maps are H x W, or D values."""
+    def __init__(self, shape: Shape, *, rows: int, passes: int, rescale: bool, seed: int, device: torch.device) -> None:
+        """`shape`: of one representation, (C, H, W) or (D,); maps are H x W, or D values. `rescale`: unit variance after smoothing."""
         self.groups, map_shape = (shape[0], shape[1:]) if len(shape) == 3 else (1, shape)
         self.size = math.prod(map_shape)
         rows = max(rows, 2 * self.groups)
         table = torch.randn(rows, *map_shape, generator=torch.Generator().manual_seed(seed))
         if passes:
             table = smooth(table, passes)
+        if rescale:
             table /= table.std()
         self._table = table.reshape(rows, self.size).to(device)
         self.draws = rows - self.groups + 1
@@ -50,6 +51,6 @@ def smooth(maps_NHW: Tensor, passes: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def noise_table(shape: Shape, rows: int, passes: int, seed: int, device: torch.device) -> NoiseTable:
+def noise_table(shape: Shape, rows: int, passes: int, rescale: bool, seed: int, device: torch.device) -> NoiseTable:
     """Return the table of these arguments, kept for the next tile."""
-    return NoiseTable(shape, rows=rows, passes=passes, seed=seed, device=device)
+    return NoiseTable(shape, rows=rows, passes=passes, rescale=rescale, seed=seed, device=device)

@@ -146,8 +146,8 @@ def test_smoothing_repeats_3x3_average_pooling_over_positions_that_exist() -> No
 
 
 def test_noise_is_standard_normal_after_smoothing_and_a_function_of_its_offset() -> None:
-    table = NoiseTable(SHAPE, rows=4096, passes=5, seed=3, device=torch.device("cpu"))
-    again = NoiseTable(SHAPE, rows=4096, passes=5, seed=3, device=torch.device("cpu"))
+    table = NoiseTable(SHAPE, rows=4096, passes=5, rescale=True, seed=3, device=torch.device("cpu"))
+    again = NoiseTable(SHAPE, rows=4096, passes=5, rescale=True, seed=3, device=torch.device("cpu"))
     offsets = torch.arange(0, table.draws, 7)[None]
     noise = table.take(offsets)
     assert torch.equal(noise, again.take(offsets))
@@ -180,3 +180,12 @@ def test_values_that_cannot_work_are_refused(fields: dict[str, object], message:
 def test_a_schedule_needs_one_value_per_search_layer() -> None:
     with pytest.raises(ConfigError, match=r"search\.strategy\.generations: 1 values \[3\] for 2 search layers"):
         evolution().check([0, 1], [SHAPE, SHAPE])
+
+
+def test_a_map_of_one_position_is_mutated_as_a_vector() -> None:
+    one_position = layer(shape=(32, 1, 1))
+    strategy = evolution()
+    assert one_position.groups == (1, 32)
+    start = normalise_groups(normal(3, 1, 1, 32))
+    candidates = strategy.ask(strategy.init(start, layer=one_position, keys_B=keys_of(1, torch.arange(3))))
+    assert (candidates[:, 1:] - start).abs().amax(dim=(2, 3)).gt(0.1).all()

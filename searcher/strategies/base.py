@@ -35,11 +35,14 @@ class SearchLayer:
     device: torch.device
 
     @property
+    def is_map(self) -> bool:
+        """Whether a representation has channels of several positions; a 1x1 map has no spread within a channel, so it is a vector."""
+        return len(self.shape) == 3 and self.shape[1] * self.shape[2] > 1
+
+    @property
     def groups(self) -> tuple[int, int]:
         """(G, M): channels and positions of a feature map; (1, size) of a vector or of logits."""
-        if len(self.shape) == 3:
-            return self.shape[0], self.shape[1] * self.shape[2]
-        return 1, self.shape[0]
+        return (self.shape[0], self.shape[1] * self.shape[2]) if self.is_map else (1, self.shape[0])
 
 
 class SearchStrategy(Protocol[StateT]):

@@ -3,7 +3,8 @@
 Per generation and example: the K fittest candidates stay as parents; explorers (mutation strength alpha * boost) come from parents;
 refiners (strength alpha) from parents and explorers. A child is the mean of two randomly drawn members of its pool (crossover), plus
 smoothed Gaussian noise of standard deviation alpha * sigma_c, sigma_c the mean of the two members' per-channel standard deviation,
-then normalised to zero mean and unit variance (block outputs) or recentred (logits). Vegesna & Dahal 2025, section 2.
+then normalised to zero mean and unit variance (block outputs) or recentred (logits). A 1x1 map has no spread within a channel; it is
+mutated as a vector, sigma taken over its channels. Vegesna & Dahal 2025, section 2.
 
 Shapes: see `searcher.strategies.base`; K parents, E explorers, R refiners.
 """
@@ -41,6 +42,7 @@ class Evolution:
     boost: factor on the strength of explorers and of the initial population.
     blur_passes: passes of 3x3 average pooling (block outputs only).
     blur: what is smoothed: the mutation alone, the whole candidate, or nothing.
+    rescale: bring a smoothed mutation back to the standard deviation strength * sigma_c; without it smoothing also shrinks it.
     noise_rows: maps in the table that mutations are drawn from.
     """
 
@@ -53,6 +55,7 @@ class Evolution:
     boost: list[Annotated[float, Field(gt=0)]] = field(default_factory=lambda: [5.0, 3.0, 3.0, 1.0])
     blur_passes: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [5, 1, 1, 0])
     blur: Literal["mutation", "candidate", "none"] = "mutation"
+    rescale: bool = True
     noise_rows: Annotated[int, Field(ge=64)] = 16384
 
     def __post_init__(self) -> None:
@@ -87,8 +90,8 @@ class Evolution:
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, keys_B: Tensor) -> EvolutionState:
         """Return the state whose first proposal is `start_BSGM`, filled up to the population by mutations of it."""
-        passes = self.blur_passes[layer.position] if layer.kind == "block" and self.blur == "mutation" else 0
-        table = noise_table(layer.shape, self.noise_rows, passes, layer.seed, layer.device)
+        passes = self.blur_passes[layer.position] if layer.is_map and self.blur == "mutation" else 0
+        table = noise_table(layer.shape if layer.is_map else layer.shape[:1], self.noise_rows, passes, self.rescale, layer.seed, layer.device)
         empty_B0 = start_BSGM.new_empty(len(start_BSGM), 0)
         return EvolutionState(
             layer=layer,
@@ -152,7 +155,7 @@ class Evolution:
     def _finish(self, children_BPGM: Tensor, layer: SearchLayer) -> Tensor:
         if layer.kind == "logits":
             return children_BPGM - children_BPGM.mean(dim=-1, keepdim=True)
-        passes = self.blur_passes[layer.position] if self.blur == "candidate" and len(layer.shape) == 3 else 0
+        passes = self.blur_passes[layer.position] if self.blur == "candidate" and layer.is_map else 0
         if passes:
             maps = children_BPGM.reshape(-1, *layer.shape[1:])
             children_BPGM = smooth(maps, passes).reshape(children_BPGM.shape)
