@@ -1,8 +1,8 @@
 """How the orchestrator talks to one daemon: checked on connecting, bounded in time, and every failure a `DaemonError`.
 
 All calls are idempotent, so they are repeated for `retry_s` when the connection breaks. A watch that is cut goes on from the next
-sequence number. A daemon that has gone, hangs (keepalive: within 12 s, then `retry_s`), or came back as another incarnation, which
-knows nothing of our jobs, ends both.
+sequence number. A daemon that has gone, hangs (noticed within `SILENCE_S`, then tried for `retry_s`), or came back as another
+incarnation, which knows nothing of our jobs, ends both.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a new client does not inherit another's broken connection
 ]
 PAUSE_S = 0.1
+SILENCE_S = 10.0  # five heartbeats; keepalive alone does not notice a process whose network threads live on
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: "is it running, and is the address right?",
     grpc.StatusCode.DEADLINE_EXCEEDED: "it does not answer: is the process stopped, or the address another program's?",
@@ -102,8 +103,10 @@ class DaemonClient:
         give_up_at: float | None = None
         while True:
             stream = self._open(jobs_pb2.WatchRequest(job_id=job_id, from_sequence=expected))
+            silence = _Silence(stream)
             try:
                 for event in stream:
+                    silence.heard()
                     give_up_at = None
                     if event.sequence and event.sequence != expected:
                         raise self._error(f"job {job_id}: event {event.sequence} came instead of {expected}; report this as a bug")
@@ -114,9 +117,10 @@ class DaemonClient:
                 cut = self._error(f"the stream of job {job_id} ended before the job")
             except grpc.RpcError as error:
                 cut = self._translate(error)
-                if error.code() != grpc.StatusCode.UNAVAILABLE or self._closed.is_set():
+                if self._closed.is_set() or not (silence.fired or error.code() == grpc.StatusCode.UNAVAILABLE):
                     raise cut from None
             finally:
+                silence.stop()
                 stream.cancel()
             now = time.monotonic()
             give_up_at = give_up_at or now + self._retry_s
@@ -179,3 +183,27 @@ class DaemonClient:
 
     def _error(self, what: str) -> DaemonError:
         return DaemonError(f"{self.service} at {self.address}: {what}")
+
+
+class _Silence:
+    """Cancels `stream` when nothing was heard for `SILENCE_S`; a consumer that is as slow only makes the watch reconnect."""
+
+    def __init__(self, stream: Any) -> None:
+        self.fired = False
+        self._stream, self._heard, self._over = stream, threading.Event(), False
+        threading.Thread(target=self._listen, name="silence", daemon=True).start()
+
+    def heard(self) -> None:
+        self._heard.set()
+
+    def stop(self) -> None:
+        self._over = True
+        self._heard.set()
+
+    def _listen(self) -> None:
+        while self._heard.wait(SILENCE_S):
+            if self._over:
+                return
+            self._heard.clear()
+        self.fired = True
+        self._stream.cancel()

@@ -1,0 +1,52 @@
+"""A TCP proxy on loopback that can cut its connections, swallow what the daemon says, or forward nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class Proxy:
+    """Forwards connections to `target` ("host:port") while `forwarding`; drops what comes back while `muted`."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self.forwarding, self.muted = True, False
+        self._pairs: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break every open connection."""
+        for end in self._pairs:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._pairs.clear()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+            except OSError:
+                return
+            self._pairs += [near, far]
+            threading.Thread(target=self._copy, args=[near, far, False], daemon=True).start()
+            threading.Thread(target=self._copy, args=[far, near, True], daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, back: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.forwarding and not (back and self.muted):
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
