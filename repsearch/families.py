@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,7 +42,7 @@ class Family:
         if name not in self.members:
             for point in entry_points(group=f"repsearch.{self.name}"):
                 if point.name == name:
-                    return point.load()  # type: ignore[no-any-return]
+                    return _outside(point, at or self.name)
             raise ConfigError(f"{at or self.name}: unknown name {name!r}{nearest(name, self.names())}; known: {', '.join(self.names())}")
         module, _, attribute = self.members[name].partition(":")
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
@@ -65,6 +65,19 @@ class Family:
         """Return `table` with every default filled in, as plain JSON values."""
         member = self.build(table, at=at)
         return {"name": table["name"], **_adapter(type(member)).dump_python(member, mode="json")}
+
+
+def _outside(point: EntryPoint, at: str) -> type[Any]:
+    package = point.dist.name if point.dist else "an installed package"
+    try:
+        member = point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"{at}: plug-in {point.name!r} ({point.value}, from {package}) cannot be imported: {error}; reinstall it"
+        ) from error
+    if not (isinstance(member, type) and dataclasses.is_dataclass(member)):
+        raise ConfigError(f"{at}: plug-in {point.name!r} ({point.value}, from {package}) is not a dataclass; see docs/adding.md")
+    return member
 
 
 def _adapter(member: type[Any]) -> TypeAdapter[Any]:

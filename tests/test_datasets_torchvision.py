@@ -91,7 +91,7 @@ def write_cifar100(root: Path) -> type[Any]:
 def test_cifar_files_are_read_as_torchvision_reads_them(tmp_path: Path, member: type[Any], write: Any, classes: int) -> None:
     source = write(tmp_path)
     spec = member(root=str(tmp_path), validation=10)
-    object.__setattr__(spec, "source", lambda: source)
+    object.__setattr__(spec, "source", lambda: source)  # torchvision with the MD5s of the made-up files
     data = spec.load(seed=0)
     assert data.input_shape == (3, 32, 32) and len(data.classes) == classes and data.name == member.name
     assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 20)
@@ -117,7 +117,7 @@ def test_an_altered_cifar_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     spec = Cifar10(root=str(tmp_path), validation=10)
-    object.__setattr__(spec, "source", lambda: source)
+    object.__setattr__(spec, "source", lambda: source)  # torchvision with the MD5s of the made-up files
     with pytest.raises(DatasetError, match="corrupted"):
         spec.load(seed=0)
 
