@@ -36,7 +36,9 @@ TAGS = {"dataset": "digits", "network": "convnet", "policy": "closed_loop", "str
 LAYERS = ("block0", "logits")
 
 
-def begin(journal: Journal, *, resumed: bool = False, term: int = 1, config: dict[str, Any] = CONFIG, dataset: dict[str, Any] = DATASET) -> None:
+def begin(
+    journal: Journal, *, resumed: bool = False, term: int = 1, config: dict[str, Any] = CONFIG, dataset: dict[str, Any] = DATASET
+) -> None:
     """Write the record that starts or resumes the run."""
     fields = {"run_id": "run-1", "name": "first", "config": config, "dataset": dataset, "tags": TAGS}
     journal.append("run_started", term=term, resumed=resumed, **fields)
@@ -105,7 +107,7 @@ def database(root: Path) -> str:
 
 
 def held(uri: str, experiment: str = EXPERIMENT) -> dict[str, Any]:
-    """Return what MLflow holds of the experiment's only run: status, metric histories (system metrics left out) of parent and children by round."""
+    """Return what MLflow holds of the experiment's only run: status and metric histories (not the system's), also of children by round."""
     client, experiment_id = _client(uri, experiment)
     runs = client.search_runs([experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
