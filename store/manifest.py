@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from repsearch.errors import StoreError
 from store import documents
+from store.paths import REDO
 
 SCHEMA = 1
 """Version of the manifest; a reader refuses any other."""
@@ -35,12 +37,17 @@ class ArrayInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A committed group. `metadata` has the hex SHA-256 of the files beside the chunks, by path in the group."""
+    """A committed group.
+
+    `metadata` has the hex SHA-256 of the files beside the chunks, by path in the group; `digest` that of the manifest itself, as in a
+    `Reference` to the group.
+    """
 
     schema: int
     attributes: dict[str, Any]
     arrays: dict[str, ArrayInfo]
     metadata: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
 
     def array(self, path: str, name: str) -> ArrayInfo:
         """Return the array `name`; raises `StoreError` naming the group `path` and the arrays it has."""
@@ -61,18 +68,29 @@ def encode(path: str, arrays: Mapping[str, ArrayInfo], attributes: Mapping[str, 
     return documents.encode(path, body)[0]
 
 
-def decode(path: str, file: str, data: bytes) -> Manifest:
-    """Return the manifest of the group `path` from the bytes of `file`; raises `StoreError` if they are not whole or another group's."""
+def decode(path: str, file: str, data: bytes, *, expected: str | None = None) -> Manifest:
+    """Return the manifest of the group `path` from the bytes of `file`; `expected`: their hex SHA-256, if it is known.
+
+    Raises `StoreError` naming `file` if they are not whole, altered, or another group's.
+    """
+    digest = digest_of(data)
+    if expected is not None and digest != expected:
+        raise StoreError(f"{file}: is not the manifest referred to (its digest differs from {expected[:12]}); {REDO}")
     body = documents.decode(file, data)
     if body.get("schema") != SCHEMA:
         raise StoreError(f"{file}: has schema {body.get('schema')!r}, this version reads {SCHEMA}; use the version that wrote the run")
     if body.get("path") != path:
-        raise StoreError(f"{file}: is the manifest of {body.get('path')!r}, not of {path!r}; restore the group from a copy")
+        raise StoreError(f"{file}: is the manifest of {body.get('path')!r}, not of {path!r}; {REDO}")
     try:
         arrays = {name: _array(info) for name, info in body["arrays"].items()}
-        return Manifest(SCHEMA, body["attributes"], arrays, body["metadata"])
+        return Manifest(SCHEMA, body["attributes"], arrays, body["metadata"], digest)
     except (KeyError, TypeError, AttributeError):
-        raise StoreError(f"{file}: is not a manifest; restore the group from a copy") from None
+        raise StoreError(f"{file}: is not a manifest; {REDO}") from None
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest that a `Reference` to the group with these manifest bytes has."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _array(info: Mapping[str, Any]) -> ArrayInfo:

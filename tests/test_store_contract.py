@@ -24,6 +24,7 @@ def test_round_trip(store: Store) -> None:
     ref = store.write("rounds/00000/search/00000-a1", ARRAYS, attributes={"kind": "search", "count": 10, "curve": [0.5, 1e-9]})
     assert store.manifest(ref) == store.manifest(ref.path)
     manifest = store.manifest(ref)
+    assert Reference(ref.path, manifest.digest) == ref
     assert manifest.attributes == {"kind": "search", "count": 10, "curve": [0.5, 1e-9]}
     info = manifest.arrays["block0"]
     assert (info.shape, info.dtype, info.logical_dtype, info.chunk_rows) == ((10, 2, 3), "float32", "float32", 4)
