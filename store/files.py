@@ -18,7 +18,7 @@ from repsearch.errors import StoreError
 
 PARTIAL = ".partial"
 _HINTS = {
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "it was never written, or is gone"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "check the path; what it names was never written, or is gone"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk, or choose another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow this user to use the folder, or choose another"),
 }
