@@ -1,6 +1,6 @@
 """The learner's state after each epoch, in the store: what a fit that was killed goes on from.
 
-A round's attempts share one folder of checkpoints, each named by attempt and epoch. A checkpoint belongs to a fit if its `fit_digest`
+A round's attempts share one folder of checkpoints, each named by attempt and epoch. A checkpoint belongs to a fit if its `learn_digest`
 (of everything that determines the result) is the fit's; which attempt wrote it does not matter, because equal digests give equal bits.
 """
 
@@ -104,7 +104,7 @@ class StoreCheckpoints:
         attributes = {
             **self._attributes,
             "kind": "checkpoint",
-            "fit_digest": self._digest,
+            "learn_digest": self._digest,
             "epoch": checkpoint.epoch,
             "epochs": checkpoint.history,
             "examples": checkpoint.examples,
@@ -116,7 +116,7 @@ class StoreCheckpoints:
 
     def _read(self, path: str) -> Checkpoint | None:
         attributes = self._store.manifest(path).attributes
-        if attributes.get("kind") != "checkpoint" or attributes.get("fit_digest") != self._digest:
+        if attributes.get("kind") != "checkpoint" or attributes.get("learn_digest") != self._digest:
             return None
         arrays = read_parameters(self._store, path)
         return Checkpoint(attributes["epoch"], arrays, list(attributes["epochs"]), attributes["examples"], attributes["seconds"])

@@ -18,7 +18,7 @@ from learner.fit import FitPlan, FitState, TrainingSet, fit
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
 from learner.targets import read_targets
-from repsearch.config import RunConfig, json_digest, learn_digest
+from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
 from repsearch.datasets.base import Data, Split
@@ -135,14 +135,12 @@ def _initial_network(run: Run, task: LearnTask) -> SearchableNetwork:
 
 
 def _checkpoints(run: Run, task: LearnTask) -> StoreCheckpoints:
-    # The orchestrator's digest and, in case it counts less, what is learned from, with and for how long.
-    digest = json_digest([task.digest, task.epochs, run.data.digest, learn_digest(run.config), [shard.digest for shard in task.shards]])
     return StoreCheckpoints(
         run.store,
         task.checkpoint_folder,
         round=task.round,
         attempt=task.attempt,
-        digest=digest,
+        digest=task.digest,
         keep=run.config.learn.keep_checkpoints,
         attributes=_identity(run, task),
     )
