@@ -200,3 +200,8 @@ def test_more_examples_than_there_are(tmp_path: Path, fields: dict[str, int], me
 def test_the_number_of_channels_is_one_or_three(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.channels: should be 1 or 3 \(given: 2\)"):
         load(tmp_path, channels=2)
+
+
+def test_a_folder_that_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"dataset image_folder: .*File name too long: .*; check that the files can be read"):
+        load(tmp_path / ("x" * 300))
