@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from repsearch.errors import DatasetError
@@ -11,7 +13,7 @@ from repsearch.families import DATASETS
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
 
-__all__ = ["load_data"]
+__all__ = ["cached_data", "load_data"]
 
 
 def load_data(table: Mapping[str, Any], *, seed: int) -> Data:
@@ -22,3 +24,13 @@ def load_data(table: Mapping[str, Any], *, seed: int) -> Data:
     except OSError as error:
         raise DatasetError(f"dataset {table['name']}: {error}; check that the files can be read by this user") from error
     return data
+
+
+def cached_data(table: Mapping[str, Any], *, seed: int) -> Data:
+    """Return `load_data(table, seed=seed)`, kept in the process until other data are asked for."""
+    return _cached(json.dumps(table, sort_keys=True), seed)
+
+
+@lru_cache(maxsize=1)
+def _cached(table: str, seed: int) -> Data:
+    return load_data(json.loads(table), seed=seed)
