@@ -89,6 +89,20 @@ def test_a_resumed_run_is_running_again(tmp_path: Path, uri: str) -> None:
     assert (state["status"], state["statuses"]) == ("RUNNING", {0: "RUNNING"})
 
 
+def test_a_resumed_round_is_running_again_from_its_first_new_point(tmp_path: Path, uri: str) -> None:
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        whole_round(journal, 0)
+        journal.append("round_started", round=1, plan={})
+        end(journal, "KILLED")
+        track(tmp_path, uri)
+        begin(journal, resumed=True, term=2)
+        learn(journal, 1)
+        journal.append_points(0, [("learn/late", 1, 0.0)])
+    track(tmp_path, uri)
+    assert held(uri)["statuses"] == {0: "FINISHED", 1: "RUNNING"}
+
+
 @pytest.mark.parametrize("keep_state", [True, False])
 def test_a_tracker_killed_anywhere_leaves_nothing_double(tmp_path: Path, keep_state: bool) -> None:
     whole_run(whole := tmp_path / "whole", rounds=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ _SETTINGS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+_WARNINGS = (
+    # SQLAlchemy 2.1 about MLflow's store, at its import.
+    "The .*noload.* loader strategy is deprecated",
+    # MLflow about its own functions, at the import of mlflow.pyfunc.
+    ".*Any type hint is inferred as AnyType",
+)
+"""Warnings about MLflow's own code, which a user can do nothing about."""
 
 _SQLITE = "sqlite:///"
 
@@ -66,6 +75,8 @@ def import_mlflow() -> None:
     """Import MLflow with our settings; a setting that the user's environment has wins."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message)
     import mlflow  # noqa: F401
 
     # Both tell of every migration on stderr, in the middle of the progress bars.

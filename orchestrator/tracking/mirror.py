@@ -75,6 +75,7 @@ class Mirror:
         self.story = Story()
         self.runs = Runs(connection, state)
         self.metrics = MetricLog(connection.client, fresh=self.runs.created)
+        self._open: set[int] = set()
         self._reached = -1
         self._figure_due = False
         self._figure_time = -FIGURE_INTERVAL_S
@@ -133,13 +134,21 @@ class Mirror:
     def _round_started(self, record: Record) -> None:
         child = self._child(record)
         if child:
-            self.runs.reopen_child(record["round"])
-            self._set_tags(child, self.story.tags)
+            self._open_child(record["round"])
 
     def _point(self, record: Record) -> None:
         child = self._child(record)
         if child:
+            if record["round"] not in self.story.reports:
+                self._open_child(record["round"])
             self.metrics.add(child, [Value(record["key"], record["step"], record["value"], record["time"])])
+
+    def _open_child(self, round: int) -> None:
+        # A resumed round is not started again in the journal; its first new point tells that it goes on.
+        if round not in self._open:
+            self._open.add(round)
+            self.runs.reopen_child(round)
+            self._set_tags(self.state.children[round], self.story.tags)
 
     def _round_finished(self, record: Record) -> None:
         round = record["round"]
@@ -162,6 +171,7 @@ class Mirror:
         if record["status"] == "FINISHED" and self.story.network:
             self._log_network()
         self._set_error(record["error"])
+        self._open.clear()
         self.runs.end_open_children(record["status"], record["time"])
         self.runs.end(self.state.parent, record["status"], record["time"])
 
