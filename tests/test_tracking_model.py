@@ -16,7 +16,7 @@ from orchestrator.tracking.connect import connect
 from repsearch.config import RunConfig, parse_config
 from repsearch.datasets import load_data
 from repsearch.networks import build_network, to_arrays
-from store import Reference, open_store
+from store import open_store
 from store.layout import learned_network_path
 from store.parameters import write_parameters
 from tests.tracking_helpers import EXPERIMENT, begin, database, end, held, report, results, whole_round
