@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from repsearch.config import RunConfig, search_digest
@@ -34,7 +35,8 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     if kind != "search":
         raise DaemonError(f"a searcher runs `check` and `search` jobs, not {kind!r}; send it to a learner")
     if data.digest != request.dataset_digest:
-        raise DaemonError(f"the searcher's data have digest {data.digest[:12]}, the run's {request.dataset_digest[:12]}; give both the same files")
+        digests = f"{data.digest[:12]}, the run's {request.dataset_digest[:12]}"
+        raise DaemonError(f"the searcher's data have digest {digests}; give both the same files")
     return _search(request, config, data, context)
 
 
@@ -59,7 +61,7 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
         spec.output_path,
         _arrays(names, result),
         attributes=_attributes(request, config, names, result),
-        dtypes={name: config.store.dtype for name in names},
+        dtypes=dict.fromkeys(names, config.store.dtype),
     )
     return JobResult(path=reference.path, digest=reference.digest)
 
@@ -83,7 +85,7 @@ def _plan(config: RunConfig, data: Data, *, round_number: int, trained: bool) ->
     )
 
 
-def _arrays(names: Sequence[str], result: SearchResult) -> dict[str, object]:
+def _arrays(names: Sequence[str], result: SearchResult) -> dict[str, np.ndarray]:
     arrays = {name: target.numpy() for name, target in zip(names, result.targets, strict=True)}
     return {**arrays, "fitness_before": result.before_NL.numpy(), "fitness_after": result.after_NL.numpy()}
 
@@ -111,5 +113,3 @@ def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequen
 
 def _text(names: Sequence[str], curves: Sequence[Sequence[float]]) -> str:
     return ", ".join(f"{name} {curve[0]:.2f} to {curve[-1]:.2f}" for name, curve in zip(names, curves, strict=True))
-
-

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class SearchPlan:
     from_network: start around the network's own representations instead of noisy inputs.
     """
 
-    strategy: SearchStrategy
+    strategy: SearchStrategy[Any]
     layers: Sequence[int]
     seed: int
     round: int
@@ -164,7 +165,7 @@ def evaluate(network: SearchableNetwork, layer: int, candidates_TPX: Tensor, lab
 
 
 def _starting_candidates(plan: SearchPlan, network: SearchableNetwork, layer: int, images_TCHW: Tensor, index_T: Tensor) -> Tensor:
-    """Return (T, S, ...) at `layer`: the network's own representation, or that of noisy variants of the input (the first without noise)."""
+    """Return (T, S, ...) at `layer`: the network's own representation, or that of noisy inputs (the first without noise)."""
     inputs_TCHW = network.prepare(images_TCHW)
     if plan.from_network:
         return _search_form(network, layer, _run_layers(network, -1, layer, network.stem(inputs_TCHW)))[:, None]

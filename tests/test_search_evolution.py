@@ -59,7 +59,7 @@ def test_first_proposal_is_the_starting_population_filled_up_by_mutations() -> N
 
 def test_parents_stay_unchanged_and_the_elite_never_gets_worse() -> None:
     strategy = evolution()
-    state, start = started(strategy)
+    state, _ = started(strategy)
     state = strategy.tell(state, strategy.ask(state), normal(3, 24))
     for generation in range(1, 4):
         parents, before = state.parents_BKGM, strategy.best(state)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def whole(plan: SearchPlan, network: SearchableNetwork, data: Data) -> SearchRes
 def test_results_have_the_same_bits_in_any_shard(
     cuts: list[int], plan: SearchPlan, network: SearchableNetwork, data: Data, whole: SearchResult
 ) -> None:
-    ranges = list(zip(cuts, cuts[1:], strict=False))
+    ranges = list(pairwise(cuts))
     # The last shard first: the order does not matter either.
     parts = [search(plan, network, data, first, end - first) for first, end in reversed(ranges)][::-1]
     assert all(torch.equal(one, other) for one, other in zip(joined(parts), joined([whole]), strict=True))
@@ -105,7 +106,7 @@ def test_search_improves_on_its_start_and_counts_its_evaluations(plan: SearchPla
         assert len(curve) == plan.strategy.generations_at(position) + 1
         assert curve[0] == pytest.approx(float(-whole.before_NL[:, position].mean()), abs=1e-6)
         assert curve[-1] == pytest.approx(float(-whole.after_NL[:, position].mean()), abs=1e-6)
-        assert all(later <= earlier + 1e-9 for earlier, later in zip(curve, curve[1:], strict=False))
+        assert all(later <= earlier + 1e-9 for earlier, later in pairwise(curve))
 
 
 @pytest.mark.parametrize("field", [{"seed": 4}, {"round": 1}])

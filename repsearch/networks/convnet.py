@@ -4,8 +4,8 @@ A whitening stem (2x2 convolution whose filters are the eigenvectors of training
 convolution groups; a linear head. The first group of a block is Conv3x3 -> MaxPool2 -> BN -> GELU -> Conv3x3 -> BN -> GELU, further
 groups leave the pooling out. A block's representation is its output normalised to zero mean and unit variance over (C, H, W), per
 example, and that is what the next block reads: searched targets have this form, so a found representation and a computed one are
-interchangeable, and BatchNorm calibrated on one serves the other. Convolutions start as Dirac filters: the first `in_channels` filters are identities, the rest
-Kaiming-uniform. Vegesna & Dahal 2025, section 3; reference sizes: CIFAR-10 at width 256 gives 256x15x15, 256x7x7, 256x3x3.
+interchangeable, and BatchNorm calibrated on one serves the other. Convolutions start as Dirac filters: the first `in_channels` filters
+are identities, the rest Kaiming-uniform. Vegesna & Dahal 2025, section 3; reference sizes: CIFAR-10 at width 256 gives 256x15x15, 256x7x7, 256x3x3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class ConvNet:
         height, width = height - STEM_KERNEL + 1, width - STEM_KERNEL + 1
         stem_channels = 2 * input_shape[0] * STEM_KERNEL**2
         if self.width < stem_channels:
-            raise ConfigError(f"network.width: {self.width} is below the stem's {stem_channels} channels; set it to {stem_channels} or more")
+            raise ConfigError(
+                f"network.width: {self.width} is below the stem's {stem_channels} channels; set it to {stem_channels} or more"
+            )
         shapes = []
         for block in range(self.blocks):
             height, width = height // 2, width // 2

@@ -21,7 +21,8 @@ def load_arrays(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     expected = network.state_dict()
     missing, surplus = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
     if missing or surplus:
-        raise StoreError(f"stored network does not fit: missing {sorted(missing)[:3]}, surplus {sorted(surplus)[:3]}; it has another architecture")
+        faults = f"missing {sorted(missing)[:3]}, surplus {sorted(surplus)[:3]}"
+        raise StoreError(f"stored network does not fit: {faults}; it has another architecture")
     for name, value in expected.items():
         if tuple(arrays[name].shape) != tuple(value.shape):
             raise StoreError(f"stored network does not fit: {name} has shape {tuple(arrays[name].shape)}, expected {tuple(value.shape)}")

@@ -60,21 +60,20 @@ class Evolution:
 
     def __post_init__(self) -> None:
         if self.population < self.parents + 1:
-            raise ValueError(f"population {self.population} is smaller than parents + 1 = {self.parents + 1}; raise it, or lower parents")
+            least = f"parents + 1 = {self.parents + 1}"
+            raise ValueError(f"population {self.population} is smaller than {least}; raise it, or lower parents")
         total = self.parents + self.explorers + self.refiners
         if total != self.population:
-            raise ValueError(
-                f"parents {self.parents} + explorers {self.explorers} + refiners {self.refiners} = {total}, but population is {self.population}"
-            )
+            parts = f"parents {self.parents} + explorers {self.explorers} + refiners {self.refiners} = {total}"
+            raise ValueError(f"{parts}, but population is {self.population}; make the parts add up to it")
 
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
         """Raise `ConfigError` unless every schedule has one value per search layer."""
         for name in ("generations", "strength", "boost", "blur_passes"):
             values = getattr(self, name)
             if len(values) != len(layers):
-                raise ConfigError(
-                    f"search.strategy.{name}: {len(values)} values {values} for {len(layers)} search layers {list(layers)}; give one value each"
-                )
+                where = f"search.strategy.{name}: {len(values)} values {values}"
+                raise ConfigError(f"{where} for {len(layers)} search layers {list(layers)}; give one value each")
 
     def evaluations(self, position: int) -> int:
         """Return evaluations per example: the initial population, and the children of every generation."""
@@ -91,7 +90,9 @@ class Evolution:
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, keys_B: Tensor) -> EvolutionState:
         """Return the state whose first proposal is `start_BSGM`, filled up to the population by mutations of it."""
         passes = self.blur_passes[layer.position] if layer.is_map and self.blur == "mutation" else 0
-        table = noise_table(layer.shape if layer.is_map else layer.shape[:1], self.noise_rows, passes, self.rescale, layer.seed, layer.device)
+        table = noise_table(
+            layer.shape if layer.is_map else layer.shape[:1], self.noise_rows, passes, self.rescale, layer.seed, layer.device
+        )
         empty_B0 = start_BSGM.new_empty(len(start_BSGM), 0)
         return EvolutionState(
             layer=layer,
@@ -178,7 +179,8 @@ def deviations(maps_BPGM: Tensor) -> Tensor:
     """Return the standard deviation over positions (B, P, G), as sqrt(E[x^2] - m^2): `torch.std` is 70 times slower on CPU."""
     mean_BPG = maps_BPGM.mean(dim=-1)
     square_BPG = torch.linalg.vector_norm(maps_BPGM, dim=-1).square() / maps_BPGM.shape[-1]
-    return (square_BPG - mean_BPG.square()).clamp_min(0).sqrt()
+    variance_BPG: Tensor = square_BPG - mean_BPG.square()
+    return variance_BPG.clamp_min(0).sqrt()
 
 
 def normalise_groups(maps_BPGM: Tensor) -> Tensor:
