@@ -1,0 +1,110 @@
+"""Killed at any point and resumed, a run learns the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.journal import read_journal
+from orchestrator.verify import verify
+from tests.orchestrator_runs import complete, gone, learned, orchestrator, write_config
+
+FIRST_SHARD = "rounds/00000/search/*/MANIFEST.json"
+TARGETS = "rounds/00000/round.json"
+CHECKPOINT = "checkpoints/00000/*/MANIFEST.json"
+LATER_SHARD = "rounds/00001/search/*/MANIFEST.json"
+LATER_CHECKPOINT = "checkpoints/00001/*/MANIFEST.json"
+
+
+def check_whole(run: Path, undisturbed: list[tuple[str, ...]]) -> None:
+    """The run learned the same bits, refers to nothing that is not there, and has whole curves without doubles."""
+    assert learned(run) == undisturbed
+    assert verify(run) == []
+    points = [(record["round"], record["key"], record["step"]) for record in read_journal(run) if record["kind"] == "point"]
+    assert len(points) == len(set(points))
+    for number in (0, 1):
+        assert {step for round, key, step in points if (round, key) == (number, "learn/loss")} == {1, 2, 3, 4, 5, 6}
+        assert {step for round, key, step in points if (round, key) == (number, "search/block1/cross_entropy")} == set(range(7))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ...]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    complete("run", str(write_config(folder)), folder=folder)
+    return learned(folder / "runs/tiny-1")
+
+
+def test_killed_one_after_the_other(tmp_path: Path, undisturbed: list[tuple[str, ...]]) -> None:
+    run = tmp_path / "runs/tiny-1"
+    with orchestrator("run", str(write_config(tmp_path)), folder=tmp_path) as process:
+        process.await_file(run, FIRST_SHARD)
+        os.kill(process.pid_of("searcher"), signal.SIGKILL)
+        assert process.wait() == 6
+        assert "no searcher daemon is left" in process.text()
+        assert f"orchestrator resume {run}" in process.text()
+    assert read_journal(run)[-1]["status"] == "FAILED"
+    with orchestrator("resume", str(run), folder=tmp_path) as process:
+        process.await_file(run, CHECKPOINT)
+        process.send(signal.SIGKILL)
+        process.wait()
+        assert gone(process.pid_of("searcher"))
+        assert gone(process.pid_of("learner"))
+    with orchestrator("resume", str(run), folder=tmp_path) as process:
+        process.await_file(run, LATER_CHECKPOINT)
+        os.kill(process.pid_of("learner"), signal.SIGKILL)
+        assert process.wait() == 6
+        assert "no learner daemon is left" in process.text()
+    complete("resume", str(run), folder=tmp_path)
+    check_whole(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [(FIRST_SHARD, CHECKPOINT), (TARGETS, LATER_SHARD), (LATER_CHECKPOINT,)])
+def test_killed_orchestrator(tmp_path: Path, undisturbed: list[tuple[str, ...]], moments: tuple[str, ...]) -> None:
+    run = tmp_path / "runs/tiny-1"
+    arguments = ["run", str(write_config(tmp_path))]
+    for moment in moments:
+        with orchestrator(*arguments, folder=tmp_path) as process:
+            process.await_file(run, moment)
+            process.send(signal.SIGKILL)
+            process.wait()
+            assert gone(process.pid_of("searcher"))
+            assert gone(process.pid_of("learner"))
+        arguments = ["resume", str(run)]
+    complete("resume", str(run), folder=tmp_path)
+    check_whole(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("service", "moment"), [("searcher", FIRST_SHARD), ("learner", CHECKPOINT)])
+def test_killed_daemon(tmp_path: Path, undisturbed: list[tuple[str, ...]], service: str, moment: str) -> None:
+    run = tmp_path / "runs/tiny-1"
+    with orchestrator("run", str(write_config(tmp_path)), folder=tmp_path) as process:
+        process.await_file(run, moment)
+        os.kill(process.pid_of(service), signal.SIGKILL)
+        assert process.wait() == 6
+        assert f"no {service} daemon is left" in process.text()
+        assert f"orchestrator resume {run}" in process.text()
+        assert gone(process.pid_of("searcher"))
+        assert gone(process.pid_of("learner"))
+    assert read_journal(run)[-1]["status"] == "FAILED"
+    complete("resume", str(run), folder=tmp_path)
+    assert learned(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_interrupted(tmp_path: Path, undisturbed: list[tuple[str, ...]]) -> None:
+    run = tmp_path / "runs/tiny-1"
+    with orchestrator("run", str(write_config(tmp_path)), folder=tmp_path) as process:
+        process.await_file(run, FIRST_SHARD)
+        process.send(signal.SIGINT)
+        assert process.wait() == 130
+        assert f"orchestrator resume {run}" in process.text()
+        assert gone(process.pid_of("searcher"))
+        assert gone(process.pid_of("learner"))
+    assert read_journal(run)[-1]["status"] == "KILLED"
+    complete("resume", str(run), folder=tmp_path)
+    assert learned(run) == undisturbed
