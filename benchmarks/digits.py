@@ -1,6 +1,6 @@
 """Digits: the closed loop of `make run` beside its cross-entropy baseline, over seeds; time, overhead and peak memory.
 
-    python benchmarks/digits.py [--seeds 3] [--json FILE]
+python benchmarks/digits.py [--seeds 3] [--json FILE]
 """
 
 from __future__ import annotations

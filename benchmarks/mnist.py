@@ -20,7 +20,9 @@ def main() -> None:
     options = arguments(__doc__ or "")
     root = options.root.resolve()
     runs: list[Run] = []
-    print("run                  seed  test % by round        evaluations per image   search, s             overhead, s    peak MB   baseline %")
+    print(
+        "run                  seed  test % by round        evaluations per image   search, s             overhead, s    peak MB   baseline %"
+    )
     for config in ("mnist", "mnist-closed-loop"):
         for seed in range(options.seeds):
             name = free_name(root, f"{config}-seed{seed}")

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from orchestrator.rounds import load_reports
 from store import open_store
-from store.layout import report_document
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,9 +60,7 @@ def run_config(config: str, *, root: Path, name: str, seed: int, overrides: Sequ
 
 def reports(folder: Path) -> list[dict[str, float]]:
     """Return the metrics of every finished round of a run, in order."""
-    store = open_store(folder)
-    count = sum((folder / report_document(number)).exists() for number in range(len(list((folder / "rounds").iterdir()))))
-    return [store.read_document(report_document(number))["metrics"] for number in range(count)]
+    return [report.metrics for report in load_reports(open_store(folder))]
 
 
 class PeakMemory:
