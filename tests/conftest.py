@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread in this process and in the daemons it starts: with more, operations on small tensors wait for each other on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
