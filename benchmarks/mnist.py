@@ -21,7 +21,7 @@ def main() -> None:
     root = options.root.resolve()
     runs: list[Run] = []
     print(
-        "run                  seed  test % by round        evaluations per image   search, s             overhead, s    peak MB   baseline %"
+        "run                  seed  test % by round        evaluations per image   search, s            overhead, s    peak MB   baseline %"
     )
     for config in ("mnist", "mnist-closed-loop"):
         for seed in range(options.seeds):

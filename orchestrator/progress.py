@@ -35,8 +35,8 @@ class Display(Protocol):
 
 
 def make_display(console: Console) -> BarDisplay | PlainDisplay:
-    """Return bars if `console` is a terminal, plain lines otherwise; a context manager either way."""
-    return BarDisplay(console) if console.is_terminal else PlainDisplay(console)
+    """Return bars if `console` is a terminal that can move its cursor, plain lines otherwise; a context manager either way."""
+    return BarDisplay(console) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay(console)
 
 
 class PlainDisplay:

@@ -127,7 +127,14 @@ def _message(fault: ErrorDetails, known: Callable[[tuple[int | str, ...]], list[
     return message if fault["type"] in ("missing", "value_error") else f"{message} (given: {fault['input']!r})"
 
 
-NETWORKS = Family("networks", {"convnet": "repsearch.networks.convnet:ConvNet"})
+NETWORKS = Family(
+    "networks",
+    {
+        "convnet": "repsearch.networks.convnet:ConvNet",
+        "mlp": "repsearch.networks.mlp:Mlp",
+        "torchvision": "repsearch.networks.torchvision:Torchvision",
+    },
+)
 DATASETS = Family(
     "datasets",
     {

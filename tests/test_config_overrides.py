@@ -92,3 +92,9 @@ def test_an_override_is_validated_like_the_file(tmp_path: Path) -> None:
         load_config(path, ["rounds.cuont=1"])
     with pytest.raises(ConfigError, match=r"rounds\.count: should be a valid integer \(given: 'many'\)"):
         load_config(path, ["rounds.count=many"])
+
+
+def test_a_field_of_a_plug_in_that_the_file_leaves_out_is_one_of_the_default_member() -> None:
+    config = parse_config(with_overrides({}, ["learn.optimiser.lr=0.5", "search.strategy.parents=2", "search.strategy.refiners=14"]))
+    assert (config.learn.optimiser["name"], config.learn.optimiser["lr"]) == ("adamw", 0.5)
+    assert (config.search.strategy["name"], config.search.strategy["parents"]) == ("evolution", 2)

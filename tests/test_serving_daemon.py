@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from repsearch.errors import DaemonError
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving.servicer import NAMES, STREAMS
-from tests.serving_processes import ROOT, alive, daemon, finish, request, until
+from tests.serving_processes import alive, daemon, finish, request, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -186,76 +183,6 @@ def test_health_tells_when_the_compute_process_is_gone(tmp_path: Path) -> None:
         assert next(changes).status == NOT_SERVING
         assert next(changes).status == SERVING
         changes.cancel()
-
-
-def refused(*arguments: str, module: str = "tests.serving_daemon") -> subprocess.CompletedProcess[str]:
-    service = ["searcher"] if module == "tests.serving_daemon" else []
-    command = [sys.executable, "-m", module, *service, "serve", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
-
-
-def test_port_in_use_is_refused(tmp_path: Path) -> None:
-    with daemon(tmp_path / "store") as server:
-        result = refused("--listen", server.address, "--store", str(tmp_path / "other"))
-    assert result.returncode == 5
-    assert f"cannot listen on {server.address}: Address already in use" in result.stderr
-    assert result.stdout == ""
-
-
-@pytest.mark.parametrize("listen", ["7001", "localhost:", "127.0.0.1:99999", ""])
-def test_malformed_address_is_refused(tmp_path: Path, listen: str) -> None:
-    result = refused("--listen", listen, "--store", str(tmp_path))
-    assert result.returncode == 2 and "give host:port" in result.stderr
-
-
-def test_address_of_another_host_is_refused(tmp_path: Path) -> None:
-    result = refused("--listen", "192.0.2.1:0", "--store", str(tmp_path))
-    assert result.returncode == 5 and "cannot listen on 192.0.2.1:0" in result.stderr
-
-
-def test_store_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for store, words in (
-        (str(tmp_path / "file"), "is not a writable folder"),
-        ("/proc/none", "not a writable"),
-        ("s3://b/r", "only local folders"),
-    ):
-        result = refused("--listen", "127.0.0.1:0", "--store", store)
-        assert result.returncode == 4 and words in result.stderr and result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("device", ["cuda:7", "gpu"])
-def test_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
-    result = refused("--listen", "127.0.0.1:0", "--store", str(tmp_path), "--device", device)
-    assert result.returncode == 5
-    assert f"error: device '{device}' is not there" in result.stderr and "available: cpu" in result.stderr
-    assert result.stdout == ""
-
-
-def test_log_lines_are_json(tmp_path: Path) -> None:
-    with daemon(tmp_path / "store", "--log-format", "json") as server:
-        with server.client() as client:
-            finish(client, client.start(request("talk", do="talk")).job_id)
-            finish(client, client.start(request("bug", do="bug")).job_id)
-            finish(client, client.start(request("crash", do="crash")).job_id)
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0
-    records = [json.loads(line) for line in server.log().splitlines()]
-    assert all({"time", "level", "logger", "service", "pid", "message"} <= set(record) for record in records)
-    assert any(record["message"] == "a plain line on stdout" for record in records)
-    assert any(record.get("run_id") == "run" and "job_id" in record for record in records)
-
-
-@pytest.mark.parametrize("program", ["searcher", "learner"])
-def test_help_imports_neither_torch_nor_grpc(program: str) -> None:
-    code = (
-        f"import sys, {program}.cli as c\nsys.argv = ['{program}', 'serve', '--help']\n"
-        "try:\n    c.main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "assert not {'torch', 'grpc', 'numpy'} & set(sys.modules), 'heavy imports'"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "--listen" in result.stdout and "--exit-with-stdin" in result.stdout
 
 
 def test_daemon_process_does_not_load_torch(tmp_path: Path) -> None:

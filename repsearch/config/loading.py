@@ -51,8 +51,8 @@ def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         if not separator or not all(keys):
             raise ConfigError(f"--set {override!r}: expected a.b=value, for example rounds.count=5")
         inner = result
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
+        for depth, key in enumerate(keys[:-1], start=1):
+            inner = inner.setdefault(key, _new_table(keys[:depth]))
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {override!r}: {key!r} is not a table")
         value = _value(text.strip())
@@ -122,6 +122,16 @@ def _named(table: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and isinstance(section.get(last), str):
             section[last] = {"name": section[last]}
     return result
+
+
+def _new_table(keys: Sequence[str]) -> dict[str, Any]:
+    """Return what an override writes into where the file has no such table: nothing, or for a plug-in the default member's name."""
+    if list(keys) not in _PLUGIN_KEYS:
+        return {}
+    section: Any = RunConfig()
+    for key in keys:
+        section = getattr(section, key)
+    return {"name": section["name"]}
 
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:

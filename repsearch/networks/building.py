@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError
 from repsearch.families import NETWORKS
 from repsearch.networks.base import SearchableNetwork
 from repsearch.networks.parameters import to_arrays
+from repsearch.networks.standardising import Standardise
 from repsearch.seeding import generator
 
 STEM_IMAGES = 5000
@@ -45,22 +47,28 @@ def check_same_representations(searched: SearchableNetwork, learned: SearchableN
 
 @torch.no_grad()
 def calibrate(network: SearchableNetwork, images_NCHW: Tensor) -> None:
-    """Set every BatchNorm's statistics to those of `images_NCHW` (uint8, one fixed batch), layer by layer, and leave them frozen.
+    """Set the statistics of every BatchNorm and `Standardise` to those of `images_NCHW` (uint8, one fixed batch), and leave them frozen.
 
-    Each layer is calibrated on what reaches it in evaluation mode, which for a block is the normalised output of the block before.
+    Layer by layer, from the stem to the head; each layer is calibrated on what the calibrated ones before it put out. Everything else
+    runs in evaluation mode.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
     network.eval()
-    below = network.stem(network.prepare(images_NCHW))
+    below = _calibrated(network.stem, network.prepare(images_NCHW))
+    for block in network.blocks:
+        below = _calibrated(block, below)
+    _calibrated(network.head, below)
+
+
+def _calibrated(part: nn.Module, below: Tensor) -> Tensor:
+    """Return the output of `part` for `below`, which sets its statistics."""
+    norms = [module for module in part.modules() if isinstance(module, (_BatchNorm, Standardise))]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0
-    for layer in range(network.logits_layer):
-        block = network.blocks[layer].train()
-        below = block(below)
-        block.eval()
+        norm.train().momentum = 1.0
+    output: Tensor = part(below)
     for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        norm.eval().momentum = momentum
+    return output
 
 
 def network_digest(network: nn.Module) -> str:

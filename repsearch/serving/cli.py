@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -48,17 +49,23 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from repsearch.serving import daemon
 
-        code = daemon.serve(
-            service=service,
-            job_function=job_function,
-            listen=listen,
-            store=Path(store),
-            device=device,
-            threads=threads,
-            log_format=log_format.value,
-            grace_s=grace,
-            exit_with_stdin=exit_with_stdin,
-        )
+        try:
+            code = daemon.serve(
+                service=service,
+                job_function=job_function,
+                listen=listen,
+                store=Path(store),
+                device=device,
+                threads=threads,
+                log_format=log_format.value,
+                grace_s=grace,
+                exit_with_stdin=exit_with_stdin,
+            )
+        except RepSearchError as error:
+            if log_format is LogFormat.text:
+                raise
+            logging.getLogger("daemon").error("%s", error)
+            code = error.exit_code
         raise typer.Exit(code)
 
     return app

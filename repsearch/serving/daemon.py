@@ -89,6 +89,8 @@ class Daemon:
                     self._announce()
                 case "refused" if not self._announced:
                     raise DaemonError(happening.reason)
+                case "refused":
+                    log.error("the compute process cannot be started again: %s", happening.reason)
                 case "late" if not self._announced:
                     raise DaemonError(f"the compute process was not ready within {START_S:g} s")
                 case "stdin":

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from repsearch.serving.table import Table
 
 CANCEL_S = 10.0  # a job has this long to reach a safe point after its cancellation
 RESTART_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th start in a row that failed
+SEND_S = 10
 log = logging.getLogger("supervisor")
 
 
@@ -76,16 +78,17 @@ class Process:
             )
         self.pid = self._process.pid
         self.welcomed = False  # it said hello
-        self._sending = threading.Lock()
+        # A run command may be larger than the socket's buffer; a process that does not read it must not hold us up for ever.
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_S, 0))
         threading.Thread(target=self._relay, args=[options.log_format], name="relay", daemon=True).start()
 
     def send(self, command: compute_pb2.Command) -> None:
-        """Send a command; nothing happens if the process is gone, which its end will show."""
-        with self._sending:
-            try:
-                framing.send(self._connection, command)
-            except OSError as error:
-                log.info("compute process %d does not take commands: %s", self.pid, error)
+        """Send a command; a process that does not take it is killed, and its end shows to whoever receives."""
+        try:
+            framing.send(self._connection, command)
+        except OSError as error:
+            log.warning("compute process %d does not take commands (%s): killed", self.pid, error)
+            self.kill()
 
     def receive(self) -> compute_pb2.Report | None:
         """Return the next report, or None when the process is gone."""
@@ -149,16 +152,17 @@ class Supervisor:
             if process is None or not self._ready:
                 return
             job = self.table.take()
-        if job is not None:
-            log.info("job %s starts", job.job_id, extra=_context(job))
-            process.send(compute_pb2.Command(run=job))
+            if job is not None:  # sent with the lock held, so that its cancellation cannot overtake it
+                log.info("job %s starts", job.job_id, extra=_context(job))
+                process.send(compute_pb2.Command(run=job))
 
     def cancel(self, job_id: str) -> None:
         """Tell the running job to stop, and kill the process if it has not within `CANCEL_S`."""
         with self._lock:
             process = self._process
+            if process is not None:
+                process.send(compute_pb2.Command(cancel=job_id))
         if process is not None:
-            process.send(compute_pb2.Command(cancel=job_id))
             timer = threading.Timer(CANCEL_S, self._enforce, [process, job_id])
             timer.daemon = True
             timer.start()
@@ -186,7 +190,8 @@ class Supervisor:
         """End the job that the process took along and, if none can be started, those that wait."""
         if self._stopping.is_set():
             return
-        log.error((never_ready or died).message)
+        if never_ready is None:
+            log.warning("%s", died.message)
         self._on_gone(never_ready)
         self.table.finish(compute_pb2.Outcome(state=jobs_pb2.JOB_STATE_FAILED, failure=died))
         if never_ready is not None:

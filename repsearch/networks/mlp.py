@@ -1,0 +1,96 @@
+"""A network of fully connected blocks, whose representations are vectors.
+
+The stem flattens the image; a block is one or more layers of Linear -> BatchNorm (optional) -> GELU; the head is linear. As in
+`convnet`, a block's representation is its output normalised to zero mean and unit variance over (D,), per example, and that is what the
+next block reads: a searched representation and a computed one have the same form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from repsearch.networks.base import SearchableNetwork, Shape
+from repsearch.networks.convnet import Head, normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """Hyperparameters of the fully connected network.
+
+    widths: length of each block's output; as many blocks as widths.
+    layers: linear layers per block, each as wide as the block's output; the searched copy of round 0 may have fewer.
+    batchnorm: put BatchNorm before each GELU.
+    batchnorm_momentum: weight of the newest batch in the running statistics.
+    head_scale: factor on the logits.
+    """
+
+    # At least 2: a single number normalised is always 0.
+    widths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = field(default_factory=lambda: [256, 256, 256])
+    layers: Annotated[int, Field(ge=1)] = 1
+    batchnorm: bool = True
+    batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    head_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    def check(self, input_shape: Shape) -> tuple[Shape, ...]:
+        """Return the shapes of the block representations, each (width,); every image fits."""
+        return tuple((width,) for width in self.widths)
+
+    def build(
+        self,
+        *,
+        input_shape: Shape,
+        classes: int,
+        mean: Tensor,
+        std: Tensor,
+        stem_images: Tensor,
+        rng: torch.Generator,
+    ) -> SearchableNetwork:
+        """Return the network; see `NetworkSpec.build`."""
+        return MlpModule(self, input_shape=input_shape, classes=classes, mean=mean, std=std, rng=rng)
+
+
+class MlpModule(SearchableNetwork):
+    """The network that an `Mlp` describes."""
+
+    def __init__(self, spec: Mlp, *, input_shape: Shape, classes: int, mean: Tensor, std: Tensor, rng: torch.Generator) -> None:
+        super().__init__(mean=mean, std=std)
+        self.block_shapes = spec.check(input_shape)
+        self.classes = classes
+        self.normalises = True
+        self.stem = nn.Flatten()
+        features = [math.prod(input_shape), *spec.widths]
+        self.blocks = nn.ModuleList(MlpBlock(spec, below, width, rng) for below, width in zip(features, spec.widths, strict=False))
+        self.head = Head(spec.widths[-1], classes, spec.head_scale, rng)
+
+
+class MlpBlock(nn.Module):
+    """`layers` times Linear -> BatchNorm (optional) -> GELU; the normalised output is the representation."""
+
+    def __init__(self, spec: Mlp, features: int, width: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(linear(features if layer == 0 else width, width, rng) for layer in range(spec.layers))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width, momentum=spec.batchnorm_momentum) if spec.batchnorm else nn.Identity() for _ in range(spec.layers)
+        )
+
+    def forward(self, vectors_BD: Tensor) -> Tensor:
+        """Return the representation (B, width)."""
+        for layer, norm in zip(self.linears, self.norms, strict=True):
+            vectors_BD = F.gelu(norm(layer(vectors_BD)))
+        return normalised(vectors_BD)
+
+
+def linear(features: int, width: int, rng: torch.Generator) -> nn.Linear:
+    """Return a linear layer with Kaiming-uniform weights from `rng` and zero bias."""
+    layer = nn.Linear(features, width)
+    with torch.no_grad():
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=rng)
+        nn.init.zeros_(layer.bias)
+    return layer
