@@ -10,7 +10,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from repsearch.errors import ConfigError
 from repsearch.networks.base import SearchableNetwork
 
 
@@ -21,7 +23,12 @@ def evaluation_network(network: SearchableNetwork, *, skip_identities: bool = Tr
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and skip_identities and is_identity(child):
                 setattr(parent, name, nn.Identity())
-            elif isinstance(child, nn.BatchNorm2d):
+            elif isinstance(child, _BatchNorm):
+                if child.running_mean is None:
+                    raise ConfigError(
+                        "network: a BatchNorm without running statistics makes an example's result depend on the others beside it, "
+                        "so it cannot be searched; keep track_running_stats = True"
+                    )
                 setattr(parent, name, FrozenNorm(child))
     return result
 
@@ -39,19 +46,23 @@ def is_identity(conv: nn.Conv2d) -> bool:
 
 
 class FrozenNorm(nn.Module):
-    """BatchNorm with fixed statistics as scale and shift."""
+    """BatchNorm with fixed statistics as scale and shift, of vectors as of maps."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var.double() + norm.eps) * norm.weight.double()
-        shift = norm.bias.double() - norm.running_mean.double() * scale
-        self.register_buffer("scale", scale.float()[:, None, None])
-        self.register_buffer("shift", shift.float()[:, None, None])
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        shift = -norm.running_mean.double() * scale
+        if norm.affine:
+            scale = scale * norm.weight.double()
+            shift = norm.bias.double() - norm.running_mean.double() * scale
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("shift", shift.float())
 
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """Return maps * scale + shift, per channel."""
-        return torch.addcmul(self.shift, maps_BCHW, self.scale)
+    def forward(self, values_BCX: Tensor) -> Tensor:
+        """Return values * scale + shift, per channel (axis 1)."""
+        per_channel = (-1, *(1 for _ in values_BCX.shape[2:]))
+        return torch.addcmul(self.shift.view(per_channel), values_BCX, self.scale.view(per_channel))

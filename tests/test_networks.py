@@ -1,19 +1,34 @@
-"""The network contract, and the convnet of the source paper."""
+"""The contract of every network, and the convnet of the source paper."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError, StoreError
 from repsearch.families import NETWORKS
-from repsearch.networks import build_network, calibrate, check_same_representations, load_arrays, network_digest, to_arrays
-from repsearch.networks.convnet import ConvNet, halve
+from repsearch.networks import (
+    SearchableNetwork,
+    build_network,
+    calibrate,
+    check_same_representations,
+    load_arrays,
+    network_digest,
+    to_arrays,
+)
+from repsearch.networks.convnet import ConvNet, halve, normalised
 from searcher.evaluation_network import FrozenNorm, evaluation_network, is_identity
 from tests.networks import made_up_data, made_up_network, perturb
 
-EXAMPLES = {"convnet": {"width": 32, "blocks": 2}}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "convnet": {"width": 32, "blocks": 2},
+    "mlp": {"widths": [32, 24]},
+    "torchvision": {"model": "resnet18", "stages": ["layer1", "layer2", "layer3"]},
+}
 """Fields that fit 8x8 grey, 28x28 grey and 32x32 colour images, for the contract of every member."""
 
 
@@ -48,6 +63,96 @@ def test_the_same_seed_and_purpose_give_the_same_network(name: str) -> None:
     table = {"name": name, **EXAMPLES[name]}
     digests = {network_digest(build_network(table, data, seed=0, purpose=purpose)) for purpose in ("learned", "learned", "searched")}
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_building_leaves_the_global_generator_alone(name: str) -> None:
+    before = torch.get_rng_state()
+    build_network({"name": name, **EXAMPLES[name]}, made_up_data(), seed=0, purpose="learned")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_shapes_are_known_without_building(name: str) -> None:
+    data = made_up_data((3, 32, 32), train=8)
+    table = {"name": name, **EXAMPLES[name]}
+    assert NETWORKS.build(table).check(data.input_shape) == build_network(table, data, seed=0, purpose="learned").block_shapes
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_running_the_rest_leaves_a_representation_as_it_is(name: str) -> None:
+    data = made_up_data()
+    network = evaluation_network(calibrated(name, data))
+    images = data.train.images[:8]
+    inputs = network.prepare(images)
+    kept_inputs = inputs.clone()
+    representations = network.run_prepared(inputs)
+    kept = [representation.clone() for representation in representations]
+    for layer, representation in enumerate(representations):
+        network.run_from(layer, representation)
+    assert torch.equal(inputs, kept_inputs)
+    assert all(torch.equal(one, other) for one, other in zip(representations, kept, strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_the_copy_for_search_computes_the_same_and_each_example_alone(name: str) -> None:
+    data = made_up_data((3, 32, 32), train=32)
+    network = perturb(calibrated(name, data))
+    searched = evaluation_network(network)
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in searched.modules())
+    images = data.train.images[:8]
+    with torch.no_grad():
+        expected = network(images)
+        assert torch.allclose(searched(images), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+        assert torch.allclose(searched(images[:3]), expected[:3], rtol=1e-3, atol=1e-3 * float(expected.std()))
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_calibrated_representations_have_about_the_form_of_candidates(name: str) -> None:
+    data = made_up_data((1, 28, 28))
+    network = calibrated(name, data)
+    assert not any(module.training for module in network.modules())
+    with torch.no_grad():
+        *blocks, _ = network.representations(data.train.images)
+    for representation in blocks:
+        assert abs(float(representation.mean())) < 0.3
+        assert 0.7 < float(representation.std()) < 1.3
+        if network.normalises:
+            assert torch.allclose(representation, normalised(representation), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_learning_takes_a_network_from_where_it_is(name: str) -> None:
+    data = made_up_data()
+    network = calibrated(name, data).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        loss = F.cross_entropy(network(data.train.images), data.train.labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_an_exported_network_predicts_the_same(name: str) -> None:
+    data = made_up_data()
+    network = calibrated(name, data)
+    images = data.train.images[:4]
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (images[:2],), dynamic_shapes=({0: batch},))
+    with torch.no_grad():
+        assert torch.equal(program.module()(images), network(images))
+
+
+def calibrated(name: str, data: Data) -> SearchableNetwork:
+    """Return the calibrated example network of member `name`."""
+    network = build_network({"name": name, **EXAMPLES[name]}, data, seed=0, purpose="searched")
+    calibrate(network, data.train.images)
+    return network
 
 
 def test_block_shapes_are_the_papers_on_cifar10() -> None:

@@ -25,14 +25,16 @@ STEM_IMAGES = 5000
 def build_network(table: Mapping[str, Any], data: Data, *, seed: int, purpose: str) -> SearchableNetwork:
     """Return the network of configuration `table` for `data`, with initial parameters from (seed, purpose), in evaluation mode."""
     spec = NETWORKS.build(table, at="network")
-    network: SearchableNetwork = spec.build(
-        input_shape=data.input_shape,
-        classes=len(data.classes),
-        mean=data.mean,
-        std=data.std,
-        stem_images=data.train.images[:STEM_IMAGES],
-        rng=generator(seed, "network", purpose),
-    )
+    # Modules initialise themselves from the global generator before a member sets its own numbers; leave no trace there.
+    with torch.random.fork_rng(devices=[]):
+        network: SearchableNetwork = spec.build(
+            input_shape=data.input_shape,
+            classes=len(data.classes),
+            mean=data.mean,
+            std=data.std,
+            stem_images=data.train.images[:STEM_IMAGES],
+            rng=generator(seed, "network", purpose),
+        )
     return network.eval()
 
 

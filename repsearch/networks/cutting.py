@@ -7,13 +7,13 @@ came before is the result of p. Positions count operations; -1 is the input.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
 
 from repsearch.errors import ConfigError
+from repsearch.families import nearest
 
 
 def cut(model: nn.Module, stages: Sequence[str], *, at: str) -> tuple[fx.Graph, list[int]]:
@@ -24,13 +24,14 @@ def cut(model: nn.Module, stages: Sequence[str], *, at: str) -> tuple[fx.Graph, 
     modules = dict(model.named_modules())
     for stage in stages:
         if stage not in modules or not stage:
-            near = difflib.get_close_matches(stage, modules, n=1, cutoff=0.6)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{at}: the model has no module {stage!r}{meant}; valid: {_listed(model)}")
+            names = valid_stages(model)
+            raise ConfigError(f"{at}: the model has no module {stage!r}{nearest(stage, names)}; valid: {', '.join(names)}")
     graph = _trace(model, lambda path: any(stage.startswith(f"{path}.") for stage in stages), at)
     spans = [_span(graph, stage) for stage in stages]
     cuts: list[int] = []
     for stage, span in zip(stages, spans, strict=True):
+        if span is not None and span[1] == len(_operations(graph)) - 1:
+            raise ConfigError(f"{at}: {stage!r} is the model's end and leaves nothing for the head; valid: {_listed(model)}")
         if span is None or not _clean(graph, span[1]) or (not cuts and not _clean(graph, span[0] - 1)):
             raise ConfigError(
                 f"{at}: the model cannot be cut at {stage!r}: the rest reads more than its output, or it is not one step of the model; "
@@ -48,10 +49,7 @@ def parts_of(model: nn.Module, graph_and_cuts: tuple[fx.Graph, list[int]]) -> li
     operations = _operations(graph)
     bounds = [-1, *cuts, len(operations) - 1]
     inputs = [_placeholder(graph) if bound < 0 else operations[bound] for bound in bounds]
-    return [
-        _part(model, operations[first + 1 : last + 1], read)
-        for first, last, read in zip(bounds, bounds[1:], inputs, strict=False)
-    ]  # fmt: skip
+    return [_part(model, operations[first + 1 : last + 1], read) for first, last, read in zip(bounds, bounds[1:], inputs, strict=False)]
 
 
 def valid_stages(model: nn.Module) -> list[str]:

@@ -11,7 +11,6 @@ initial ones. Dropout and stochastic depth are left out: their masks come from t
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from repsearch.errors import ConfigError
+from repsearch.families import nearest
 from repsearch.networks.base import SearchableNetwork, Shape
 from repsearch.networks.cutting import cut, parts_of
 from repsearch.networks.standardising import Standardise
@@ -86,17 +86,17 @@ class Torchvision:
         return TorchvisionModule(self, input_shape=input_shape, classes=classes, mean=mean, std=std, rng=rng)
 
     def _check_model(self, input_shape: Shape) -> None:
-        known = torchvision.models.list_models(module=torchvision.models)
-        if self.model not in known:
-            near = difflib.get_close_matches(self.model, known, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"network.model: torchvision has no classifier {self.model!r}{meant}; known: {', '.join(known)}")
         for beginning, reason in _UNFIT.items():
             if self.model.startswith(beginning):
                 raise ConfigError(
                     f"network.model: {self.model!r} cannot be searched: {reason}; "
                     "take a resnet, vgg, mobilenet, efficientnet, densenet, convnext or regnet"
                 )
+        listed = torchvision.models.list_models(module=torchvision.models)
+        known = [name for name in listed if not name.startswith(tuple(_UNFIT))]
+        if self.model not in known:
+            meant = nearest(self.model, known)
+            raise ConfigError(f"network.model: torchvision has no classifier {self.model!r}{meant}; known: {', '.join(known)}")
         if input_shape[0] not in (1, 3):
             raise ConfigError(
                 f"network.model: {self.model!r} takes colour or grey images, and the dataset's have {input_shape[0]} channels; "
@@ -146,7 +146,7 @@ class Part(nn.Module):
     def forward(self, below_BX: Tensor) -> Tensor:
         """Return the representation (logits, for the head) from the one before (from the stem's output, for block 0)."""
         output_BX: Tensor = self.part(below_BX if self.before is None else self.before.undo(below_BX))
-        return output_BX if self.after is None else self.after(output_BX)  # type: ignore[no-any-return]
+        return output_BX if self.after is None else self.after(output_BX)
 
 
 class _WithoutStorage(TorchFunctionMode):
