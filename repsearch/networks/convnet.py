@@ -5,7 +5,8 @@ convolution groups; a linear head. The first group of a block is Conv3x3 -> MaxP
 groups leave the pooling out. A block's representation is its output normalised to zero mean and unit variance over (C, H, W), per
 example, and that is what the next block reads: searched targets have this form, so a found representation and a computed one are
 interchangeable, and BatchNorm calibrated on one serves the other. Convolutions start as Dirac filters: the first `in_channels` filters
-are identities, the rest Kaiming-uniform. Vegesna & Dahal 2025, section 3; reference sizes: CIFAR-10 at width 256 gives 256x15x15, 256x7x7, 256x3x3.
+are identities, the rest Kaiming-uniform. Vegesna & Dahal 2025, section 3; reference sizes: CIFAR-10 at width 256 gives 256x15x15,
+256x7x7, 256x3x3.
 """
 
 from __future__ import annotations
