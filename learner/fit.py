@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from learner.evaluation import evaluate
 from learner.objectives.base import LearningObjective, Loss, outputs_of
 from learner.optimisers.base import OptimiserSpec
 from learner.schedule import epoch_batches, rate_factor, steps_per_epoch
+from learner.targets import draw_results
 from repsearch.config import LearnConfig
 from repsearch.datasets.augmentation import augment
 from repsearch.datasets.base import Split
@@ -50,16 +51,34 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """images: uint8 (N, C, H, W). labels: int64 (N,). targets: name -> (N, X) in stored precision. All on the network's device."""
+    """images: uint8 (N, C, H, W). labels: int64 (N,). targets: name -> (N, X) in stored precision; (N, R, X) where `results` R > 1,
+    of which every epoch draws one per example, `drawn` (N,). All on the network's device."""
 
     images: Tensor
     labels: Tensor
     targets: Mapping[str, Tensor]
+    results: int = 1
+    drawn: Tensor | None = None
 
     @classmethod
-    def on(cls, device: str, split: Split, targets: Mapping[str, Tensor]) -> TrainingSet:
+    def on(cls, device: str, split: Split, targets: Mapping[str, Tensor], *, results: int = 1) -> TrainingSet:
         """Return the training set of `split` and `targets`, moved to `device`."""
-        return cls(split.images.to(device), split.labels.to(device), {name: target.to(device) for name, target in targets.items()})
+        moved = {name: target.to(device) for name, target in targets.items()}
+        return cls(split.images.to(device), split.labels.to(device), moved, results)
+
+    def of_epoch(self, plan: FitPlan, epoch: int) -> TrainingSet:
+        """Return the set with the results drawn for `epoch`: the same if there is one result per example."""
+        if self.results == 1:
+            return self
+        drawn_N = draw_results(len(self), self.results, seed=plan.seed, round=plan.round, epoch=epoch)
+        return replace(self, drawn=drawn_N.to(self.labels.device))
+
+    def targets_at(self, index_B: Tensor) -> dict[str, Tensor]:
+        """Return the targets (B, X) of the examples `index_B`."""
+        if self.drawn is None:
+            return {name: target.index_select(0, index_B) for name, target in self.targets.items()}
+        rows_B = index_B * self.results + self.drawn.index_select(0, index_B)
+        return {name: target.flatten(0, 1).index_select(0, rows_B) for name, target in self.targets.items()}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,6 +152,7 @@ def _run_epoch(
     """Run one epoch and return its record: means over its steps."""
     network.train()
     learn, epoch = plan.learn, state.epoch + 1
+    training = training.of_epoch(plan, epoch)
     batches = epoch_batches(learn, len(training), seed=plan.seed, round=plan.round, epoch=epoch)
     views = generator(plan.seed, "learn", plan.round, epoch, "augmentation")
     per_epoch = steps_per_epoch(learn, len(training))
@@ -170,7 +190,7 @@ def _loss_of(
     if plan.learn.flip or plan.learn.pad_crop:
         images_BCHW = augment(images_BCHW, flip=plan.learn.flip, pad_crop=plan.learn.pad_crop, rng=views)
     labels_B = training.labels.index_select(0, index_B)
-    targets = {name: target.index_select(0, index_B) for name, target in training.targets.items()}
+    targets = training.targets_at(index_B)
     return plan.objective.loss(outputs_of(network, images_BCHW), targets, labels_B), labels_B
 
 

@@ -117,11 +117,13 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
             f"learn.objective: {name!r} needs searched targets, and the round has none; choose a policy that searches, or cross_entropy"
         )
     context.progress(0, task.epochs, unit="epochs", text="reading targets" if names else "")
-    targets = read_targets(run.store, task.shards, names, network, data)
+    searches, best = config.search.searches_per_example, config.learn.targets == "best"
+    targets = read_targets(run.store, task.shards, names, network, data, searches=searches, best=best)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
     plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.run.seed, task.round)
-    state = fit(network, TrainingSet.on(context.device, data.train, targets), validation, plan, _checkpoints(run, task), context)
+    training = TrainingSet.on(context.device, data.train, targets, results=1 if best or not targets else searches)
+    state = fit(network, training, validation, plan, _checkpoints(run, task), context)
     attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluate(network, validation), evaluate(network, test))}
     context.check()
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)

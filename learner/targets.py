@@ -1,4 +1,7 @@
-"""The committed targets of a round as tensors, checked against the data and the network that will learn from them."""
+"""The committed targets of a round as tensors, checked against the data and the network that will learn from them.
+
+Where an example was searched R > 1 times, the arrays have an axis of R results after that of the examples.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,23 @@ from torch import Tensor
 from repsearch.datasets.base import Data
 from repsearch.errors import DaemonError, NumericalError, StoreError
 from repsearch.networks import SearchableNetwork, layer_name
+from repsearch.seeding import generator
 from store import Manifest, Reference, RepresentationStore
 
 
 def read_targets(
-    store: RepresentationStore, shards: Sequence[Reference], names: Sequence[str], network: SearchableNetwork, data: Data
+    store: RepresentationStore,
+    shards: Sequence[Reference],
+    names: Sequence[str],
+    network: SearchableNetwork,
+    data: Data,
+    *,
+    searches: int = 1,
+    best: bool = True,
 ) -> dict[str, Tensor]:
     """Return the targets of every training example, in order: name -> (N, X), float16 or float32 as stored (bfloat16 as float32).
+
+    `searches`: results per example. Of several, the fittest (mean over the search layers) is read if `best`, else all: (N, R, X).
 
     Raises `StoreError` naming the shard whose layers or shapes do not fit, or the examples that no shard or two shards cover;
     `DaemonError` for targets of other data; `NumericalError` naming array and example for a value that is not finite.
@@ -31,11 +44,25 @@ def read_targets(
     for shard, manifest in manifests:
         _check_shard(shard, manifest, names, data)
         first, count = int(manifest.attributes["first"]), int(manifest.attributes["count"])
+        several = (searches,) if searches > 1 else ()
+        fittest = _fittest(store, shard) if several and best else None
         for name in names:
-            values = _read_array(store, shard, name, (count, *shapes[name]), first)
-            whole = targets.setdefault(name, torch.empty((len(data.train), *shapes[name]), dtype=values.dtype))
+            values = _read_array(store, shard, name, (count, *several, *shapes[name]), first)
+            if fittest is not None:
+                values = values[torch.arange(count), fittest]
+            whole = targets.setdefault(name, torch.empty((len(data.train), *values.shape[1:]), dtype=values.dtype))
             whole[first : first + count] = values
     return targets
+
+
+def draw_results(examples: int, searches: int, *, seed: int, round: int, epoch: int) -> Tensor:
+    """Return which of its `searches` results each example learns from in `epoch`: int64 (N,), one draw for all layers."""
+    return torch.randint(searches, (examples,), generator=generator(seed, "learn", round, epoch, "targets"))
+
+
+def _fittest(store: RepresentationStore, shard: Reference) -> Tensor:
+    """Return the result of each example with the highest fitness, mean over the search layers; of equal ones the earlier."""
+    return torch.from_numpy(store.read(shard, "fitness_after").mean(axis=2).argmax(axis=1))
 
 
 def expected_shapes(network: SearchableNetwork) -> dict[str, tuple[int, ...]]:

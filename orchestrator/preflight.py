@@ -143,7 +143,8 @@ def _check_search(config: RunConfig, shapes: tuple[Shape, ...], classes: int) ->
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
-    counted = sum(strategy.evaluations(position) for position in range(len(layers))) if hasattr(strategy, "evaluations") else None
+    searches = 1 if strategy.traits.several else config.search.searches_per_example
+    counted = searches * sum(strategy.evaluations(position) for position in range(len(layers)))
     return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, counted
 
 

@@ -24,9 +24,10 @@ ROUND_METRICS = (
     "seconds/overhead",
     "seconds/round",
 )
-"""The metrics of every round. A round that searches has `search_metric(layer, ...)` of each search layer as well."""
+"""The metrics of every round. A round that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
 
 _SEARCH_METRIC = re.compile(r"search/(?P<layer>[^/]+)/cross_entropy_(?P<when>before|after)")
+_SOLVED_METRIC = re.compile(r"search/[^/]+/solved")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class RoundReport:
     """The outcome of one round.
 
     policy, strategy, objective: names of the plug-ins.
-    metrics: `ROUND_METRICS` and, per search layer, cross-entropy before and after; accuracies are fractions, times are in seconds.
+    metrics: `ROUND_METRICS` and, per search layer, cross-entropy before and after and the share solved; accuracies and shares are
+        fractions, times are in seconds.
     searched, learned: references ({"path", "digest"}) of the network searched (None without search) and of the one learned.
     shards: references of the committed shards, in order of their examples.
     attempts: how often each piece of work was started, for example {"search": 4, "learn": 1}.
@@ -52,7 +54,8 @@ class RoundReport:
 
     def __post_init__(self) -> None:
         missing = [name for name in ROUND_METRICS if name not in self.metrics]
-        unknown = [name for name in self.metrics if name not in ROUND_METRICS and not _SEARCH_METRIC.fullmatch(name)]
+        known = (*ROUND_METRICS, *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)))
+        unknown = [name for name in self.metrics if name not in known]
         wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if missing or unknown or wrong:
             raise StoreError(f"report of round {self.round}: missing {missing}, unknown {unknown}, not finite {wrong}")
@@ -82,6 +85,11 @@ class RoundReport:
 def search_metric(layer: str, when: str) -> str:
     """Return the name of a layer's cross-entropy, `when` "before" or "after" its search."""
     return f"search/{layer}/cross_entropy_{when}"
+
+
+def solved_metric(layer: str) -> str:
+    """Return the name of the share of a layer's results with p(correct) > 0.5."""
+    return f"search/{layer}/solved"
 
 
 def is_search_metric(name: str) -> bool:

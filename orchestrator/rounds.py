@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import make_policy
-from orchestrator.report import RoundReport, search_metric
+from orchestrator.report import RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
@@ -78,6 +78,7 @@ def make_report(work: Work, search: SearchRecord, learn: LearnRecord, overhead_s
         "validation/cross_entropy": found["validation_cross_entropy"],
         **{search_metric(layer, "before"): value for layer, value in search.before.items()},
         **{search_metric(layer, "after"): value for layer, value in search.after.items()},
+        **{solved_metric(layer): value for layer, value in search.solved.items()},
         "search/evaluations": search.evaluations,
         "search/evaluations_per_example": search.evaluations / max(1, search.examples),
         "learn/examples": found["examples"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class SearchRecord:
     shards: per shard its reference, number, attempt, first example and number of examples, in order of examples.
     evaluations: candidate evaluations of all examples; examples: how many they are.
     curves: per layer the mean best cross-entropy, of the initial population and after each generation.
-    before, after: per layer the mean cross-entropy of the initial population's best and of the elites.
+    before, after: per layer the mean cross-entropy of the initial population's best and of the results.
+    solved: per layer the share of results with p(correct) > 0.5.
     seconds: wall time of the phase.
     """
 
@@ -47,6 +48,7 @@ class SearchRecord:
     before: Mapping[str, float]
     after: Mapping[str, float]
     seconds: float
+    solved: Mapping[str, float] = field(default_factory=dict)
 
     def references(self) -> list[Reference]:
         """References of the shards."""
@@ -80,7 +82,7 @@ def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> Sear
     path = layout.round_document(plan.round)
     if document_there(work.store, path):
         document = work.store.read_document(path)
-        record = SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__})
+        record = SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__ if name in document})
     else:
         record = _search(work, plan, network)
         work.store.write_document(path, asdict(record), create=True)
@@ -230,6 +232,7 @@ def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Ma
         curves={layer: _mean([a["curves"][layer] for a in found], [a["count"] for a in found]) for layer in layers},
         before=_cross_entropy(work, accepted, layers, "fitness_before"),
         after=_cross_entropy(work, accepted, layers, "fitness_after"),
+        solved=_solved(work, accepted, layers),
         seconds=seconds,
     )
 
@@ -239,10 +242,24 @@ def _mean(curves: Sequence[Sequence[float]], weights: Sequence[int]) -> list[flo
     return [float(value) for value in np.average(np.array(curves, dtype=np.float64), axis=0, weights=weights)]
 
 
+def _fitness(work: Work, accepted: Mapping[int, Reference], array: str) -> np.ndarray:
+    """Fitness of every result, (results of all examples, layers)."""
+    parts = [work.store.read(accepted[shard], array) for shard in sorted(accepted)]
+    # Where images have several results, they are an axis between examples and layers.
+    return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
 def _cross_entropy(work: Work, accepted: Mapping[int, Reference], layers: Sequence[str], array: str) -> dict[str, float]:
     """Mean over all examples, per layer; fitness is negative cross-entropy."""
     if not layers:
         return {}
-    fitness_NL = np.concatenate([work.store.read(accepted[shard], array) for shard in sorted(accepted)])
-    means_L = -fitness_NL.mean(axis=0, dtype=np.float64)
+    means_L = -_fitness(work, accepted, array).mean(axis=0, dtype=np.float64)
     return {layer: float(mean) for layer, mean in zip(layers, means_L, strict=True)}
+
+
+def _solved(work: Work, accepted: Mapping[int, Reference], layers: Sequence[str]) -> dict[str, float]:
+    """Share of results whose fitness, log p(correct), exceeds log 0.5, per layer."""
+    if not layers:
+        return {}
+    shares_L = (_fitness(work, accepted, "fitness_after") > np.log(0.5)).mean(axis=0)
+    return {layer: float(share) for layer, share in zip(layers, shares_L, strict=True)}

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from repsearch.config import RunConfig, search_digest
+from repsearch.config import LOGITS, RunConfig, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, STRATEGIES
 from repsearch.networks import build_network, layer_name, layer_number, load_arrays
+from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, JobResult
-from searcher.search import SearchPlan, SearchResult, search_examples
+from searcher.search import SearchPlan, SearchProgress, SearchResult, search_examples
 from store import Reference, open_store
 from store.parameters import read_parameters
 
@@ -49,12 +50,12 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
     load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
     names = [layer_name(layer, network.logits_layer) for layer in plan.layers]
 
-    def on_tile(done: int, curves: Sequence[Sequence[float]]) -> None:
+    def on_progress(progress: SearchProgress) -> None:
         context.check()
-        context.progress(done, spec.count, unit="images", text=_text(names, curves))
+        context.progress(progress.done, spec.count, unit="images", text=_text(names, progress))
 
     result = search_examples(
-        plan, network, data.train, first=spec.first, count=spec.count, device=torch.device(context.device), on_tile=on_tile
+        plan, network, data.train, first=spec.first, count=spec.count, device=torch.device(context.device), on_progress=on_progress
     )
     context.check()
     reference = store.write(
@@ -73,7 +74,7 @@ def _plan(config: RunConfig, data: Data, *, round_number: int, trained: bool) ->
     if shapes != searched:
         raise ConfigError(f"search.network: block outputs {searched} differ from the learned network's {shapes}")
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
-    strategy.check(config.search.layers, shapes)
+    strategy.check(config.search.layers, _layer_shapes(config, shapes, len(data.classes)))
     return SearchPlan(
         strategy=strategy,
         layers=[layer_number(layer, len(shapes)) for layer in config.search.layers],
@@ -82,7 +83,17 @@ def _plan(config: RunConfig, data: Data, *, round_number: int, trained: bool) ->
         input_noise=config.search.input_noise,
         from_network=trained and config.search.start == "network",
         tile_examples=config.search.tile_examples,
+        searches=config.search.searches_per_example,
     )
+
+
+def _layer_shapes(config: RunConfig, shapes: Sequence[Shape], classes: int) -> list[Shape]:
+    """Return the shape of each search layer."""
+    wanted = config.search.layers
+    for layer in wanted:
+        if layer != LOGITS and int(layer) >= len(shapes):
+            raise ConfigError(f"search.layers: layer {layer} is not there: the network has blocks 0 to {len(shapes) - 1}, and {LOGITS!r}")
+    return [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in wanted]
 
 
 def _arrays(names: Sequence[str], result: SearchResult) -> dict[str, np.ndarray]:
@@ -107,9 +118,16 @@ def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequen
         "layers": list(names),
         "evaluations": result.evaluations,
         "seconds": result.seconds,
+        "searches_per_example": config.search.searches_per_example,
         "curves": dict(zip(names, result.curves, strict=True)),
+        "solved": dict(zip(names, result.solved, strict=True)),
     }
 
 
-def _text(names: Sequence[str], curves: Sequence[Sequence[float]]) -> str:
-    return ", ".join(f"{name} {curve[0]:.2f} to {curve[-1]:.2f}" for name, curve in zip(names, curves, strict=True))
+def _text(names: Sequence[str], progress: SearchProgress) -> str:
+    layers = ", ".join(
+        f"{name} {curve[0]:.2f} to {curve[-1]:.2f} ({solved:.0%} solved)"
+        for name, curve, solved in zip(names, progress.curves, progress.solved, strict=True)
+    )
+    rate = f", {progress.evaluations / max(progress.seconds, 1e-9):,.0f} evaluations/s" if progress.evaluations else ""
+    return layers + rate

@@ -1,58 +1,55 @@
 """The search loop: representations of a range of training examples, layer after layer.
 
-Per tile of examples (a block of fixed size, aligned to example indices): everything before the searched layer is frozen at its best,
-everything after it is a forward pass, and fitness is the negative cross-entropy of the logits. A tile at the edge of the range is
-padded, so that every matrix product has the same shape whatever the shard, and an example's result the same bits.
+Everything before the searched layer is frozen at its best, everything after it is a forward pass, and fitness is the negative
+cross-entropy of the logits. Examples are computed in tiles of fixed size, aligned to example indices (`searcher.plan`); one layer of a
+group of tiles is searched by `searcher.layer_search`.
 
-Shapes: T examples of a tile; P candidates; X a representation's own shape; L search layers; K classes.
+Shapes: W tiles of a group; T examples of a tile; N examples; R results per example; X a representation's own shape; L search layers.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from repsearch.datasets.base import Split
-from repsearch.errors import NumericalError
-from repsearch.networks.base import SearchableNetwork, layer_name
-from repsearch.networks.convnet import normalised
-from repsearch.seeding import draw, keys_of, seed_of
+from repsearch.networks.base import SearchableNetwork
+from searcher.evaluating import evaluate
 from searcher.evaluation_network import evaluation_network
-from searcher.strategies.base import SearchLayer, SearchStrategy
+from searcher.layer_search import LayerResult, search_layer
+from searcher.plan import Group, SearchPlan, check_labels, groups_of
+from searcher.starting import first_candidates, input_noise, next_candidates, standard_normal
 
-_NOISE_BITS = 24
+__all__ = ["SearchPlan", "SearchProgress", "SearchResult", "evaluate", "input_noise", "search_examples", "standard_normal"]
+
+SOLVED = math.log(0.5)
+"""An example is solved at a layer if the fitness of its result, log p(correct), exceeds this."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchPlan:
-    """What a search depends on besides the network and the images.
+class SearchProgress:
+    """How far a search is: examples done, and of those per search layer the curves and the share solved; see `SearchResult`."""
 
-    layers: search layers in order: block numbers, then `len(network.blocks)` for the logits.
-    from_network: start around the network's own representations instead of noisy inputs.
-    """
-
-    strategy: SearchStrategy[Any]
-    layers: Sequence[int]
-    seed: int
-    round: int
-    input_noise: float
-    from_network: bool
-    tile_examples: int
+    done: int
+    curves: list[list[float]]
+    solved: list[float]
+    evaluations: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """Targets and fitness of N examples.
+    """Targets and fitness of N examples; where R > 1 results per example are searched, arrays have an axis of R after that of N.
 
     targets: per search layer, float32 (N, ...), on the CPU.
-    before_NL, after_NL: best fitness of the initial population and at the end, per search layer.
-    curves: per search layer, mean best cross-entropy over the examples, after the initial population and after each generation.
+    before_NL, after_NL: fitness after the initial population and at the end, per search layer.
+    curves: per search layer, mean cross-entropy over examples and results, after the initial population and after each generation.
+    solved: per search layer, the share of examples and results with p(correct) > 0.5.
     evaluations: candidate evaluations in all. seconds: time of the loop.
     """
 
@@ -60,16 +57,9 @@ class SearchResult:
     before_NL: Tensor
     after_NL: Tensor
     curves: list[list[float]]
+    solved: list[float]
     evaluations: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class TileResult:
-    """A tile's elites per layer, and its best fitness (T,) per layer and generation."""
-
-    targets: list[Tensor]
-    fitness: list[list[Tensor]]
 
 
 @torch.no_grad()
@@ -81,153 +71,102 @@ def search_examples(
     first: int,
     count: int,
     device: torch.device,
-    on_tile: Callable[[int, list[list[float]]], None] = lambda done, curves: None,
+    on_progress: Callable[[SearchProgress], None] = lambda progress: None,
 ) -> SearchResult:
     """Return the searched representations of training examples first .. first + count - 1 of `split`.
 
-    `on_tile(done, curves)` is called after each tile with the examples done and the curves so far; it may raise to stop the search.
-    Raises `NumericalError` naming image, layer and generation if a fitness is not finite.
+    `on_progress` is called after each group of tiles; it may raise to stop the search. Raises `NumericalError` naming image, layer and
+    generation if a fitness is not finite, `DatasetError` for a label that the network has no class for.
     """
     begin = time.monotonic()
+    check_labels(split.labels[first : first + count], network.classes, first=first)
     searched = evaluation_network(network).to(device)
-    tiles: list[tuple[TileResult, slice]] = []
-    sums: list[Tensor] = []
-    done = 0
-    for start in range(first - first % plan.tile_examples, first + count, plan.tile_examples):
-        index_T = torch.arange(start, start + plan.tile_examples)
-        rows = slice(max(first - start, 0), min(first + count - start, plan.tile_examples))
-        # Padding repeats the range's own examples; their rows are dropped.
-        taken_T = index_T.clamp(first, first + count - 1)
-        tile = search_tile(plan, searched, split.images[taken_T].to(device), split.labels[taken_T].to(device), index_T.to(device))
-        tiles.append((_on_cpu(tile, rows), rows))
-        done += rows.stop - rows.start
-        sums = _accumulate(sums, tiles[-1][0])
-        on_tile(done, [(-total / done).tolist() for total in sums])
-    results = [tile for tile, _ in tiles]
-    return SearchResult(
-        targets=[torch.cat([tile.targets[p] for tile in results]) for p in range(len(plan.layers))],
-        before_NL=torch.cat([torch.stack([values[0] for values in tile.fitness], dim=1) for tile in results]),
-        after_NL=torch.cat([torch.stack([values[-1] for values in tile.fitness], dim=1) for tile in results]),
-        curves=[(-total / count).tolist() for total in sums],
-        evaluations=count * sum(plan.strategy.evaluations(p) for p in range(len(plan.layers))),
-        seconds=time.monotonic() - begin,
-    )
+    tally = Tally(len(plan.layers))
+    for group in groups_of(plan, split, first=first, count=count, device=device):
+        tally.add(search_group(plan, searched, group), group.real_WT)
+        on_progress(tally.progress(time.monotonic() - begin))
+    return tally.result(plan.searches, time.monotonic() - begin)
 
 
-def search_tile(plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, labels_T: Tensor, index_T: Tensor) -> TileResult:
-    """Return the elites of every search layer for one tile; `network` comes from `evaluation_network`."""
-    below, below_layer = None, -1
-    targets: list[Tensor] = []
-    fitness: list[list[Tensor]] = []
+def search_group(plan: SearchPlan, network: SearchableNetwork, group: Group) -> list[LayerResult]:
+    """Return the results of every search layer for one group; `network` comes from `evaluation_network`."""
+    searches = 1 if plan.strategy.traits.several else plan.searches
+    return _beside([_search_layers(plan, network, group, replicate) for replicate in range(searches)])
+
+
+def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int) -> list[LayerResult]:
+    results: list[LayerResult] = []
     for position, layer in enumerate(plan.layers):
-        if below is None:
-            starts_TSX = _starting_candidates(plan, network, layer, images_TCHW, index_T)
+        if results:
+            starts = [next_candidates(network, plan.layers[position - 1], layer, seeds_TSX) for seeds_TSX in results[-1].seeds_WTSX]
         else:
-            starts_TSX = _search_form(network, layer, _run_layers(network, below_layer, layer, below))[:, None]
-        best_TX, history = _search_layer(plan, network, position, starts_TSX, labels_T, index_T)
-        targets.append(best_TX)
-        fitness.append(history)
-        below, below_layer = best_TX, layer
-    return TileResult(targets, fitness)
+            tiles = zip(group.images_WTCHW, group.index_WT, strict=True)
+            starts = [first_candidates(plan, network, images, index, replicate=replicate) for images, index in tiles]
+        results.append(search_layer(plan, network, position, torch.stack(starts), group, replicate=replicate))
+    return results
 
 
-def _search_layer(
-    plan: SearchPlan, network: SearchableNetwork, position: int, starts_TSX: Tensor, labels_T: Tensor, index_T: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the elites (T, ...) of one layer and the best fitness (T,) after the initial population and every generation."""
-    number = plan.layers[position]
-    shape = network.layer_shape(number)
-    layer = SearchLayer(
-        position=position,
-        kind="logits" if number == network.logits_layer else "block",
-        shape=shape,
-        seed=seed_of(plan.seed, "noise", number),
-        device=starts_TSX.device,
-    )
-    T, S = starts_TSX.shape[:2]
-    keys_T = keys_of(seed_of(plan.seed, "search", plan.round, number), index_T)
-    state = plan.strategy.init(starts_TSX.reshape(T, S, *layer.groups), layer=layer, keys_B=keys_T)
-    history: list[Tensor] = []
-    for generation in range(plan.strategy.generations_at(position) + 1):
-        candidates_TPGM = plan.strategy.ask(state)
-        fitness_TP = evaluate(network, number, candidates_TPGM.view(T, -1, *shape), labels_T)
-        _require_finite(fitness_TP, index_T, layer_name(number, network.logits_layer), generation)
-        state = plan.strategy.tell(state, candidates_TPGM, fitness_TP)
-        history.append(plan.strategy.best(state)[1])
-    return plan.strategy.best(state)[0].reshape(T, *shape), history
+def _beside(searches: list[list[LayerResult]]) -> list[LayerResult]:
+    """Return the results of independent searches of the same examples as one, side by side along R."""
+    if len(searches) == 1:
+        return searches[0]
+    return [
+        LayerResult(
+            torch.cat([result.targets_WTRX for result in results], dim=2),
+            torch.cat([result.seeds_WTSX for result in results], dim=2),
+            [torch.cat(values, dim=2) for values in zip(*(result.fitness for result in results), strict=True)],
+            sum(result.evaluations for result in results),
+        )
+        for results in zip(*searches, strict=True)
+    ]
 
 
-def evaluate(network: SearchableNetwork, layer: int, candidates_TPX: Tensor, labels_T: Tensor) -> Tensor:
-    """Return the fitness (T, P): negative cross-entropy of the logits that the part above `layer` gives."""
-    T, P = candidates_TPX.shape[:2]
-    logits = network.run_from(layer, candidates_TPX.flatten(0, 1))
-    return -F.cross_entropy(logits, labels_T.repeat_interleave(P), reduction="none").view(T, P)
+class Tally:
+    """Results of the groups so far, on the CPU, and their sums."""
 
+    def __init__(self, layers: int) -> None:
+        self._targets: list[list[Tensor]] = [[] for _ in range(layers)]
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._solved = torch.zeros(layers, dtype=torch.int64)
+        self._done = self._results = self._evaluations = 0
 
-def _starting_candidates(plan: SearchPlan, network: SearchableNetwork, layer: int, images_TCHW: Tensor, index_T: Tensor) -> Tensor:
-    """Return (T, S, ...) at `layer`: the network's own representation, or that of noisy inputs (the first without noise)."""
-    inputs_TCHW = network.prepare(images_TCHW)
-    if plan.from_network:
-        return _search_form(network, layer, _run_layers(network, -1, layer, network.stem(inputs_TCHW)))[:, None]
-    count = plan.strategy.starts(0)
-    noisy = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, count, index_T)).flatten(0, 1)
-    starts = _search_form(network, layer, _run_layers(network, -1, layer, network.stem(noisy)))
-    return starts.reshape(len(images_TCHW), count, *starts.shape[1:])
+    def add(self, results: list[LayerResult], real_WT: Tensor) -> None:
+        """Take the results of a group, less its padding."""
+        fitness = [[values[real_WT].cpu() for values in result.fitness] for result in results]
+        for kept, result in zip(self._targets, results, strict=True):
+            kept.append(result.targets_WTRX[real_WT].cpu())
+        self._before.append(torch.stack([values[0] for values in fitness], dim=-1))
+        self._after.append(torch.stack([values[-1] for values in fitness], dim=-1))
+        sums = [torch.stack([values.double().sum() for values in layer]) for layer in fitness]
+        self._sums = [total + more for total, more in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._solved += (self._after[-1] > SOLVED).flatten(0, -2).sum(dim=0)
+        self._done += len(self._after[-1])
+        self._results += self._after[-1][..., 0].numel()
+        self._evaluations += sum(result.evaluations for result in results)
 
-
-def input_noise(plan: SearchPlan, inputs_TCHW: Tensor, count: int, index_T: Tensor) -> Tensor:
-    """Return noise (T, count, C, H, W) for the inputs, keyed by example; the first of the `count` is zero.
-
-    Standard normal numbers by Box-Muller from counter-based integers, times `input_noise` and the image's channel deviation.
-    """
-    T, C = inputs_TCHW.shape[:2]
-    size = inputs_TCHW[0].numel()
-    keys_T = keys_of(seed_of(plan.seed, "input", plan.round), index_T)
-    noise = standard_normal(keys_T, count * size, inputs_TCHW.device).view(T, count, *inputs_TCHW.shape[1:])
-    deviation_TC = inputs_TCHW.flatten(2).std(dim=2, correction=0)
-    noise = noise * (plan.input_noise * deviation_TC).view(T, 1, C, 1, 1)
-    noise[:, 0] = 0
-    return noise
-
-
-def standard_normal(keys_B: Tensor, count: int, device: torch.device) -> Tensor:
-    """Return (B, count) standard normal numbers, a function of each key alone (Box & Muller 1958)."""
-    counter = torch.arange((count + 1) // 2, device=device) * 2
-    first = (draw(keys_B[:, None], counter, 1 << _NOISE_BITS) + 1).to(torch.float32) / (1 << _NOISE_BITS)
-    second = draw(keys_B[:, None], counter + 1, 1 << _NOISE_BITS).to(torch.float32) * (2 * torch.pi / (1 << _NOISE_BITS))
-    radius = torch.sqrt(-2 * torch.log(first))
-    return torch.stack([radius * torch.cos(second), radius * torch.sin(second)], dim=2).flatten(1)[:, :count]
-
-
-def _run_layers(network: SearchableNetwork, below_layer: int, layer: int, representation: Tensor) -> Tensor:
-    for number in range(below_layer + 1, layer + 1):
-        representation = network.run_layer(number, representation)
-    return representation
-
-
-def _search_form(network: SearchableNetwork, layer: int, representation_BX: Tensor) -> Tensor:
-    # Candidates are normalised (operator 4 of the paper), so the initial population is too; logits are recentred.
-    if layer == network.logits_layer:
-        return representation_BX - representation_BX.mean(dim=1, keepdim=True)
-    return normalised(representation_BX)
-
-
-def _require_finite(fitness_TP: Tensor, index_T: Tensor, layer: str, generation: int) -> None:
-    if not bool(torch.isfinite(fitness_TP).all()):
-        row = int((~torch.isfinite(fitness_TP)).any(dim=1).nonzero()[0])
-        raise NumericalError(
-            f"fitness is not finite: training image {int(index_T[row])}, {layer}, generation {generation}; "
-            "the network's parameters or its BatchNorm statistics have overflowed: lower learn.optimiser.lr, or search from an earlier round"
+    def progress(self, seconds: float) -> SearchProgress:
+        """Return where the search is."""
+        return SearchProgress(
+            done=self._done,
+            curves=[(-total / self._results).tolist() for total in self._sums],
+            solved=(self._solved / self._results).tolist(),
+            evaluations=self._evaluations,
+            seconds=seconds,
         )
 
-
-def _on_cpu(tile: TileResult, rows: slice) -> TileResult:
-    return TileResult(
-        [target[rows].cpu() for target in tile.targets],
-        [[values[rows].cpu() for values in history] for history in tile.fitness],
-    )
-
-
-def _accumulate(sums: list[Tensor], tile: TileResult) -> list[Tensor]:
-    added = [torch.stack([values.double().sum() for values in history]) for history in tile.fitness]
-    return [total + more for total, more in zip(sums, added, strict=True)] if sums else added
+    def result(self, searches: int, seconds: float) -> SearchResult:
+        """Return everything; without the axis of results if there is one result per example."""
+        arrays = [torch.cat(parts) for parts in (*self._targets, self._before, self._after)]
+        *targets, before, after = [array.squeeze(1) if searches == 1 else array for array in arrays]
+        now = self.progress(seconds)
+        return SearchResult(
+            targets=targets,
+            before_NL=before,
+            after_NL=after,
+            curves=now.curves,
+            solved=now.solved,
+            evaluations=now.evaluations,
+            seconds=seconds,
+        )

@@ -14,6 +14,8 @@ from searcher.strategies import SearchLayer
 from searcher.strategies.evolution import Evolution, deviations, normalise_groups
 
 SHAPE = (4, 6, 6)
+LABELS = torch.tensor([0, 1, 2])
+"""Evolution does not read them."""
 
 
 def layer(kind: str = "block", shape: tuple[int, ...] = SHAPE) -> SearchLayer:
@@ -32,7 +34,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def started(strategy: Evolution, B: int = 3) -> tuple[object, torch.Tensor]:
     start = normalise_groups(normal(B, strategy.population, 4, 36))
-    return strategy.init(start, layer=layer(), keys_B=keys_of(1, torch.arange(B))), start
+    return strategy.init(start, layer=layer(), labels_B=LABELS, keys_B=keys_of(1, torch.arange(B))), start
 
 
 def test_paper_schedule_costs_112_200_evaluations_per_image_after_the_initial_populations() -> None:
@@ -51,7 +53,7 @@ def load_config_of(name: str):  # type: ignore[no-untyped-def]
 def test_first_proposal_is_the_starting_population_filled_up_by_mutations() -> None:
     strategy = evolution()
     start = normalise_groups(normal(3, 2, 4, 36))
-    candidates = strategy.ask(strategy.init(start, layer=layer(), keys_B=keys_of(1, torch.arange(3))))
+    candidates = strategy.ask(strategy.init(start, layer=layer(), labels_B=LABELS, keys_B=keys_of(1, torch.arange(3))))
     assert candidates.shape == (3, 24, 4, 36)
     assert torch.equal(candidates[:, :2], start)
     assert (candidates[:, 2:] - start[:, :1]).abs().amax(dim=(2, 3)).gt(0.01).all()
@@ -62,13 +64,13 @@ def test_parents_stay_unchanged_and_the_elite_never_gets_worse() -> None:
     state, _ = started(strategy)
     state = strategy.tell(state, strategy.ask(state), normal(3, 24))
     for generation in range(1, 4):
-        parents, before = state.parents_BKGM, strategy.best(state)[1]
+        parents, before = state.parents_BKGM, strategy.best(state).fitness_BR
         candidates = strategy.ask(state)
         assert candidates.shape[1] == 20
         worse = torch.full((3, 20), -1e9)
         assert torch.equal(strategy.tell(state, candidates, worse).parents_BKGM, parents)
         state = strategy.tell(state, candidates, normal(3, 20, seed=generation))
-        assert (strategy.best(state)[1] >= before).all()
+        assert (strategy.best(state).fitness_BR >= before).all()
 
 
 def test_selection_keeps_the_fittest_of_parents_and_children() -> None:
@@ -98,7 +100,7 @@ def test_mutation_has_standard_deviation_alpha_sigma_per_channel() -> None:
     strategy = evolution(parents=1, explorers=0, refiners=399, population=400, strength=[0.05], blur_passes=[0])
     scale = torch.tensor([0.7, 0.8, 1.0, 1.4])[:, None]
     start = normalise_groups(normal(2, 400, 4, 36) * scale)
-    state = strategy.init(start, layer=layer(), keys_B=keys_of(1, torch.arange(2)))
+    state = strategy.init(start, layer=layer(), labels_B=LABELS, keys_B=keys_of(1, torch.arange(2)))
     state = strategy.tell(state, start, torch.arange(400.0).flip(0).expand(2, 400))
     parent = state.parents_BKGM
     difference = strategy.ask(state) - parent
@@ -108,7 +110,7 @@ def test_mutation_has_standard_deviation_alpha_sigma_per_channel() -> None:
 
 def test_explorers_move_boost_times_as_far_as_refiners() -> None:
     strategy = evolution(parents=1, explorers=100, refiners=100, population=201, strength=[0.01], boost=[4.0])
-    state = strategy.init(normalise_groups(normal(2, 201, 4, 36)), layer=layer(), keys_B=keys_of(1, torch.arange(2)))
+    state = strategy.init(normalise_groups(normal(2, 201, 4, 36)), layer=layer(), labels_B=LABELS, keys_B=keys_of(1, torch.arange(2)))
     state = strategy.tell(state, strategy.ask(state), normal(2, 201))
     moved = (strategy.ask(state) - state.parents_BKGM).square().mean(dim=(2, 3)).sqrt()
     explorers, refiners = moved[:, :100].mean(), moved[:, 100:].mean()
@@ -132,7 +134,7 @@ def test_logits_are_recentred_and_neither_smoothed_nor_scaled() -> None:
     strategy = evolution()
     start = normal(3, 24, 1, 10) * 3
     logits = layer("logits", (10,))
-    state = strategy.init(start - start.mean(dim=-1, keepdim=True), layer=logits, keys_B=keys_of(1, torch.arange(3)))
+    state = strategy.init(start - start.mean(dim=-1, keepdim=True), layer=logits, labels_B=LABELS, keys_B=keys_of(1, torch.arange(3)))
     state = strategy.tell(state, strategy.ask(state), normal(3, 24))
     candidates = strategy.ask(state)
     assert candidates.mean(dim=-1).abs().max() < 1e-5
@@ -187,5 +189,5 @@ def test_a_map_of_one_position_is_mutated_as_a_vector() -> None:
     strategy = evolution()
     assert one_position.groups == (1, 32)
     start = normalise_groups(normal(3, 1, 1, 32))
-    candidates = strategy.ask(strategy.init(start, layer=one_position, keys_B=keys_of(1, torch.arange(3))))
+    candidates = strategy.ask(strategy.init(start, layer=one_position, labels_B=LABELS, keys_B=keys_of(1, torch.arange(3))))
     assert (candidates[:, 1:] - start).abs().amax(dim=(2, 3)).gt(0.1).all()

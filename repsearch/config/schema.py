@@ -42,6 +42,8 @@ class SearchConfig(Section):
     """Standard deviation of the noise on the inputs of the initial population, in standard deviations of the channel."""
     tile_examples: int = Field(default=16, ge=1)
     """Examples computed together. Results depend on it in the last bits, on the shard size never."""
+    searches_per_example: int = Field(default=1, ge=1)
+    """Independent results per training image; `learn.targets` says which of them the learner reads."""
     calibration_examples: int = Field(default=1000, ge=2)
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
 
@@ -59,6 +61,8 @@ class LearnConfig(Section):
     """Learning objective (family `objectives`)."""
     optimiser: PluginTable = Field(default_factory=lambda: {"name": "adamw"})
     """Optimiser (family `optimisers`)."""
+    targets: Literal["best", "random"] = "best"
+    """Where images have several searched results: the fittest one (mean over the search layers), or one drawn anew in every epoch."""
     start: Literal["fresh", "warm"] = "fresh"
     """Each round learns from initial parameters, or goes on from the network of the round before."""
     epochs: int = Field(default=12, ge=1)

@@ -1,5 +1,5 @@
 """Search strategies: how candidates of a layer are proposed and selected. Members: see `repsearch.families.STRATEGIES`."""
 
-from searcher.strategies.base import SearchLayer, SearchStrategy
+from searcher.strategies.base import Best, SearchLayer, SearchStrategy, Traits
 
-__all__ = ["SearchLayer", "SearchStrategy"]
+__all__ = ["Best", "SearchLayer", "SearchStrategy", "Traits"]

@@ -1,7 +1,7 @@
 """What a search strategy is given and what it must do.
 
-Shapes: B examples of a tile; S starting candidates, P proposed candidates, K kept ones, per example; G x M a representation as G groups
-of M values: the channels of a feature map and its H * W positions, or one group for the logits.
+Shapes: B examples of a tile; S starting candidates, P proposed candidates, K kept ones, R results, per example; G x M a representation
+as G groups of M values: the channels of a feature map and its H * W positions, or one group for a vector or the logits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class SearchLayer:
     position: index in the configured list of search layers, from 0.
     kind: "block" (a feature map or vector of the body) or "logits".
     shape: shape of a representation, without the example axis.
-    seed: seed of tables that all examples share; per-example randomness comes from keys.
+    seed: seed of tables that all examples share, a function of the run's seed and the layer, not of the round; per-example randomness
+        comes from keys.
+    classes: classes of the dataset; labels are below it.
+    results: results wanted per example; 1 unless the strategy's traits say `several`.
     """
 
     position: int
@@ -33,6 +36,8 @@ class SearchLayer:
     shape: Shape
     seed: int
     device: torch.device
+    classes: int = 1
+    results: int = 1
 
     @property
     def is_map(self) -> bool:
@@ -45,14 +50,57 @@ class SearchLayer:
         return (self.shape[0], self.shape[1] * self.shape[2]) if self.is_map else (1, self.shape[0])
 
 
-class SearchStrategy(Protocol[StateT]):
-    """Hyperparameters of a strategy; its evolving state is a value passed in and returned.
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a strategy needs, and what it lacks.
 
-    Results for an example may depend on its own rows and key only. Fitness is maximised.
+    chooses: fitness decides something. Where it does not, the one candidate's fitness is measured for the record and is no evaluation.
+    needs_gradient: `tell` wants the gradient of the candidates' fitness.
+    several: one search gives as many results per example as `SearchLayer.results` asks for.
+    monotone: the fitness of `best` never falls from one generation to the next.
+    measured: what `best` returns has been evaluated. Where not, the loop evaluates it at the end.
+    stops: examples may finish early; `Best.finished_B` says which.
+    depends_on: what results depend on besides images, labels and network: the run's `seed`, the `round`.
     """
 
+    chooses: bool = True
+    needs_gradient: bool = False
+    several: bool = False
+    monotone: bool = True
+    measured: bool = True
+    stops: bool = False
+    depends_on: frozenset[Literal["seed", "round"]] = frozenset({"seed", "round"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """What a strategy has found so far.
+
+    targets_BRGM, fitness_BR: the results, the first one first in rank. seeds_BSGM: what the next layer starts from; the first is the
+    first result. finished_B: examples that need no further generation; None: all of them go on to the end.
+    """
+
+    targets_BRGM: Tensor
+    fitness_BR: Tensor
+    seeds_BSGM: Tensor
+    finished_B: Tensor | None = None
+
+
+class SearchStrategy(Protocol[StateT]):
+    """Hyperparameters of a strategy; its evolving state is a dataclass, passed in and returned.
+
+    Results for an example may depend on its own rows and key only. Fitness is maximised. Every tensor among the state's fields has the
+    examples as its first axis, and the other fields are equal for all examples of a generation, so that the loop can take rows of
+    several states together; what examples share (tables, codes) is wrapped in an object.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy needs and lacks; may depend on its fields."""
+        ...
+
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
-        """Raise `ConfigError` unless the schedule fits the search layers (block numbers, `"logits"`) and their shapes."""
+        """Raise `ConfigError` unless the schedule fits the search layers (block numbers, `"logits"`) and their shapes, one per layer."""
         ...
 
     def generations_at(self, position: int) -> int:
@@ -60,25 +108,32 @@ class SearchStrategy(Protocol[StateT]):
         ...
 
     def evaluations(self, position: int) -> int:
-        """Return the candidate evaluations per example at the `position`-th search layer, the initial population included."""
+        """Return the most candidate evaluations per search of an example at the `position`-th layer, the initial population included."""
         ...
 
     def starts(self, position: int) -> int:
         """Return how many starting candidates `init` can use."""
         ...
 
-    def init(self, start_BSGM: Tensor, *, layer: SearchLayer, keys_B: Tensor) -> StateT:
-        """Return the state before the first proposal, from one or more starting candidates per example."""
+    def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> StateT:
+        """Return the state before the first proposal.
+
+        `start_BSGM`: one or more starting candidates per example, the first of them the network's own representation, above what was
+        found at the layer before. `labels_B`: classes, int64.
+        """
         ...
 
     def ask(self, state: StateT) -> Tensor:
         """Return candidates (B, P, G, M) to evaluate: the initial population first, then one generation per call."""
         ...
 
-    def tell(self, state: StateT, candidates_BPGM: Tensor, fitness_BP: Tensor) -> StateT:
-        """Return the state after selection among `candidates_BPGM` and what the state kept."""
+    def tell(self, state: StateT, candidates_BPGM: Tensor, fitness_BP: Tensor, gradient_BPGM: Tensor | None = None) -> StateT:
+        """Return the state after selection among `candidates_BPGM` and what the state kept.
+
+        `gradient_BPGM`: of each candidate's fitness with respect to it, if the traits say `needs_gradient`.
+        """
         ...
 
-    def best(self, state: StateT) -> tuple[Tensor, Tensor]:
-        """Return each example's elite (B, G, M) and its fitness (B,)."""
+    def best(self, state: StateT) -> Best:
+        """Return what has been found; valid after the first `tell`."""
         ...

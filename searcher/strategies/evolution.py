@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from repsearch.errors import ConfigError
 from repsearch.networks.base import Shape
 from repsearch.seeding import draw
 from searcher.noise import NoiseTable, noise_table, smooth
-from searcher.strategies.base import SearchLayer
+from searcher.strategies.base import Best, SearchLayer, Traits
+from searcher.strategies.schedules import check_blur, check_lengths, passes_bound
 
 NORMALISE_EPS = 1e-5
 _COUNTERS_PER_CHILD = 3  # two pool members and one noise offset
@@ -44,6 +44,11 @@ class Evolution:
     blur: what is smoothed: the mutation alone, the whole candidate, or nothing.
     rescale: bring a smoothed mutation back to the standard deviation strength * sigma_c; without it smoothing also shrinks it.
     noise_rows: maps in the table that mutations are drawn from.
+    strength_decay: factor on the strength per generation.
+    seeding: what the next layer's population starts from: the result alone, or with it the other parents.
+    target: the result: the fittest candidate, or the mean of the parents (evaluated once at the end).
+    stop_probability: an image whose elite gives its class a greater probability than this searches the layer no further; none: every
+        image runs the whole schedule.
     """
 
     population: Annotated[int, Field(ge=2)] = 24
@@ -57,6 +62,10 @@ class Evolution:
     blur: Literal["mutation", "candidate", "none"] = "mutation"
     rescale: bool = True
     noise_rows: Annotated[int, Field(ge=64)] = 16384
+    strength_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seeding: Literal["elite", "parents"] = "elite"
+    target: Literal["best", "elite_mean"] = "best"
+    stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.population < self.parents + 1:
@@ -67,17 +76,23 @@ class Evolution:
             parts = f"parents {self.parents} + explorers {self.explorers} + refiners {self.refiners} = {total}"
             raise ValueError(f"{parts}, but population is {self.population}; make the parts add up to it")
 
+    @property
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        best = self.target == "best"
+        return Traits(monotone=best, measured=best, stops=self.stop_probability is not None)
+
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
-        """Raise `ConfigError` unless every schedule has one value per search layer."""
-        for name in ("generations", "strength", "boost", "blur_passes"):
-            values = getattr(self, name)
-            if len(values) != len(layers):
-                where = f"search.strategy.{name}: {len(values)} values {values}"
-                raise ConfigError(f"{where} for {len(layers)} search layers {list(layers)}; give one value each")
+        """Raise `ConfigError` unless every schedule has one value per search layer, and the blur fits the layers' maps."""
+        names = ("generations", "strength", "boost", "blur_passes")
+        check_lengths({name: getattr(self, name) for name in names}, layers)
+        if self.blur != "none":
+            check_blur(self.blur_passes, layers, shapes)
 
     def evaluations(self, position: int) -> int:
-        """Return evaluations per example: the initial population, and the children of every generation."""
-        return self.population + self.generations[position] * (self.population - self.parents)
+        """Return evaluations per example: the initial population, the children of every generation, and the mean of the parents."""
+        children = self.generations[position] * (self.population - self.parents)
+        return self.population + children + (self.target == "elite_mean")
 
     def starts(self, position: int) -> int:
         """Return the size of the initial population."""
@@ -87,7 +102,7 @@ class Evolution:
         """Return the number of generations at the `position`-th search layer."""
         return self.generations[position]
 
-    def init(self, start_BSGM: Tensor, *, layer: SearchLayer, keys_B: Tensor) -> EvolutionState:
+    def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> EvolutionState:
         """Return the state whose first proposal is `start_BSGM`, filled up to the population by mutations of it."""
         passes = self.blur_passes[layer.position] if layer.is_map and self.blur == "mutation" else 0
         table = noise_table(
@@ -105,7 +120,8 @@ class Evolution:
 
     def ask(self, state: EvolutionState) -> Tensor:
         """Return the initial population (B, population, G, M), then explorers and refiners (B, E + R, G, M)."""
-        alpha, boost = self.strength[state.layer.position], self.boost[state.layer.position]
+        position = state.layer.position
+        alpha, boost = self.strength[position] * self.strength_decay**state.generation, self.boost[position]
         parents = state.parents_BKGM
         if state.generation == 0:
             missing = self.population - parents.shape[1]
@@ -117,7 +133,9 @@ class Evolution:
         refiners = self._children(state, pool, self.refiners, alpha, first=self.explorers)
         return torch.cat([explorers, refiners], dim=1)
 
-    def tell(self, state: EvolutionState, candidates_BPGM: Tensor, fitness_BP: Tensor) -> EvolutionState:
+    def tell(
+        self, state: EvolutionState, candidates_BPGM: Tensor, fitness_BP: Tensor, gradient_BPGM: Tensor | None = None
+    ) -> EvolutionState:
         """Return the state with the K fittest of parents and candidates; of equal ones the earlier stays."""
         if state.generation > 0:
             fitness_BP = torch.cat([state.fitness_BK, fitness_BP], dim=1)
@@ -131,9 +149,20 @@ class Evolution:
             fitness_BK=fitness_BP.gather(1, order_BK),
         )
 
-    def best(self, state: EvolutionState) -> tuple[Tensor, Tensor]:
-        """Return the fittest parent (B, G, M) and its fitness (B,)."""
-        return state.parents_BKGM[:, 0], state.fitness_BK[:, 0]
+    def best(self, state: EvolutionState) -> Best:
+        """Return the fittest parent and its fitness, or the mean of the parents (with the fittest one's fitness until it is measured)."""
+        elite_B1GM = state.parents_BKGM[:, :1]
+        target_B1GM = elite_B1GM
+        if self.target == "elite_mean":
+            target_B1GM = finish(state.parents_BKGM.mean(dim=1, keepdim=True), state.layer)
+        # The layer is frozen at its result, which therefore is the first seed.
+        others_BSGM = state.parents_BKGM[:, 1:] if self.seeding == "parents" else elite_B1GM[:, :0]
+        return Best(
+            targets_BRGM=target_B1GM,
+            fitness_BR=state.fitness_BK[:, :1],
+            seeds_BSGM=torch.cat([target_B1GM, others_BSGM], dim=1),
+            finished_B=passes_bound(state.fitness_BK[:, 0], self.stop_probability),
+        )
 
     def _children(self, state: EvolutionState, pool_BQGM: Tensor, count: int, strength: float, *, first: int) -> Tensor:
         """Return `count` children (B, count, G, M) of `pool_BQGM`; `first` numbers them within the generation's draws."""
@@ -154,13 +183,11 @@ class Evolution:
         return self._finish(children, state.layer)
 
     def _finish(self, children_BPGM: Tensor, layer: SearchLayer) -> Tensor:
-        if layer.kind == "logits":
-            return children_BPGM - children_BPGM.mean(dim=-1, keepdim=True)
         passes = self.blur_passes[layer.position] if self.blur == "candidate" and layer.is_map else 0
         if passes:
             maps = children_BPGM.reshape(-1, *layer.shape[1:])
             children_BPGM = smooth(maps, passes).reshape(children_BPGM.shape)
-        return normalise_groups(children_BPGM)
+        return finish(children_BPGM, layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +208,13 @@ def deviations(maps_BPGM: Tensor) -> Tensor:
     square_BPG = torch.linalg.vector_norm(maps_BPGM, dim=-1).square() / maps_BPGM.shape[-1]
     variance_BPG: Tensor = square_BPG - mean_BPG.square()
     return variance_BPG.clamp_min(0).sqrt()
+
+
+def finish(candidates_BPGM: Tensor, layer: SearchLayer) -> Tensor:
+    """Return candidates in the form of the layer: blocks normalised, logits recentred."""
+    if layer.kind == "logits":
+        return candidates_BPGM - candidates_BPGM.mean(dim=-1, keepdim=True)
+    return normalise_groups(candidates_BPGM)
 
 
 def normalise_groups(maps_BPGM: Tensor) -> Tensor:

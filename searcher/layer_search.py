@@ -1,0 +1,168 @@
+"""The search of one layer for a group of tiles: ask, evaluate, tell, until the schedule or every image is done.
+
+Where a strategy lets images stop early, those still going on are packed together: an image keeps its row of the tile and moves to
+another tile only, so that the shapes of all matrix products, and an image's place in them, stay what they are without packing, and so
+do its bits. Of a group of tiles as many remain as the row with the most images left needs.
+
+Shapes: W tiles of a group; T rows of a tile; P candidates; R results; S seeds; X a representation's own shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repsearch.networks.base import SearchableNetwork, layer_name
+from repsearch.seeding import seed_of
+from searcher.evaluating import evaluate, evaluate_with_gradient, require_finite
+from searcher.plan import Group, SearchPlan
+from searcher.strategies.base import Best, SearchLayer
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """targets_WTRX: results. seeds_WTSX: what the next layer starts from. fitness: of the results (W, T, R), after the initial
+    population and every generation. evaluations: candidates evaluated for examples that were still going on, padding not counted."""
+
+    targets_WTRX: Tensor
+    seeds_WTSX: Tensor
+    fitness: list[Tensor]
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A tile as it is computed: the strategy's state, and the tile of the group that each row belongs to, W for a row of no one.
+
+    active: rows that belong to someone.
+    """
+
+    state: Any
+    source_T: Tensor
+    active: int
+
+
+class Found:
+    """Results of a group, filled in as images finish; the last tile takes the rows of no one."""
+
+    def __init__(self, tiles: int, best: Best) -> None:
+        self._tiles = tiles
+        self.targets, self.fitness, self.seeds = (
+            value.new_zeros(tiles + 1, *value.shape) for value in (best.targets_BRGM, best.fitness_BR, best.seeds_BSGM)
+        )
+
+    def note(self, pack: Pack, best: Best, slot_T: Tensor, *, last: bool) -> Pack:
+        """Take the fitness of every row, and the results of the rows that are done; return the pack without those."""
+        self.fitness[pack.source_T, slot_T] = best.fitness_BR
+        if not last and best.finished_B is None:
+            return pack
+        done_T = pack.source_T if last else torch.where(_finished(best), pack.source_T, self._tiles)
+        self.targets[done_T, slot_T] = best.targets_BRGM
+        self.seeds[done_T, slot_T] = best.seeds_BSGM
+        left_T = torch.where(_finished(best), self._tiles, pack.source_T) if not last else pack.source_T
+        return replace(pack, source_T=left_T, active=pack.active if last else int((left_T < self._tiles).sum()))
+
+
+def search_layer(
+    plan: SearchPlan, network: SearchableNetwork, position: int, starts_WTSX: Tensor, group: Group, *, replicate: int = 0
+) -> LayerResult:
+    """Return the results of one layer; raises `NumericalError` naming image, layer and generation if a fitness is not finite."""
+    strategy, number = plan.strategy, plan.layers[position]
+    layer = layer_of(plan, network, position, starts_WTSX.device)
+    W, T = group.index_WT.shape
+    slot_T = torch.arange(T, device=layer.device)
+    packs = _packs(plan, layer, starts_WTSX, group, replicate)
+    found: Found | None = None
+    history: list[Tensor] = []
+    evaluations = 0
+    last = strategy.generations_at(position)
+    for generation in range(last + 1):
+        for place, pack in enumerate(packs):
+            candidates_TPGM = strategy.ask(pack.state)
+            tile_T = pack.source_T.clamp_max(W - 1)
+            labels_T = group.labels_WT[tile_T, slot_T]
+            candidates_TPX = candidates_TPGM.view(T, -1, *layer.shape)
+            gradient_TPGM = None
+            if strategy.traits.needs_gradient:
+                fitness_TP, gradient = evaluate_with_gradient(network, number, candidates_TPX, labels_T)
+                gradient_TPGM = gradient.view_as(candidates_TPGM)
+            else:
+                fitness_TP = evaluate(network, number, candidates_TPX, labels_T)
+            name = layer_name(number, network.logits_layer)
+            require_finite(fitness_TP, group.index_WT[tile_T, slot_T], pack.source_T < W, name, generation)
+            state = strategy.tell(pack.state, candidates_TPGM, fitness_TP, gradient_TPGM)
+            evaluations += pack.active * fitness_TP.shape[1]
+            best = strategy.best(state)
+            found = found or Found(W, best)
+            packs[place] = found.note(replace(pack, state=state), best, slot_T, last=generation == last)
+        assert found is not None
+        history.append(found.fitness[:W].clone())
+        if strategy.traits.stops and generation < last:
+            packs = repack(packs, W)
+    assert found is not None
+    targets_WTRX = found.targets[:W].reshape(W, T, -1, *layer.shape)
+    seeds_WTSX = found.seeds[:W].reshape(W, T, -1, *layer.shape)
+    if not strategy.traits.measured:
+        history[-1] = torch.stack([evaluate(network, number, targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
+        evaluations += int(group.real_WT.sum()) * targets_WTRX.shape[2]
+    return LayerResult(targets_WTRX, seeds_WTSX, history, evaluations if strategy.traits.chooses else 0)
+
+
+def layer_of(plan: SearchPlan, network: SearchableNetwork, position: int, device: torch.device) -> SearchLayer:
+    """Return the `position`-th search layer as the strategy sees it."""
+    number = plan.layers[position]
+    return SearchLayer(
+        position=position,
+        kind="logits" if number == network.logits_layer else "block",
+        shape=network.layer_shape(number),
+        seed=seed_of(plan.seed, "noise", number),
+        device=device,
+        classes=network.classes,
+        results=plan.searches if plan.strategy.traits.several else 1,
+    )
+
+
+def _packs(plan: SearchPlan, layer: SearchLayer, starts_WTSX: Tensor, group: Group, replicate: int) -> list[Pack]:
+    packs = []
+    W, T, S = starts_WTSX.shape[:3]
+    for tile in range(W):
+        keys_T = plan.keys(group.index_WT[tile], replicate, "search", plan.layers[layer.position])
+        start_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
+        state = plan.strategy.init(start_TSGM, layer=layer, labels_B=group.labels_WT[tile], keys_B=keys_T)
+        real_T = group.real_WT[tile]
+        packs.append(Pack(state, torch.where(real_T, tile, W), int(real_T.sum())))
+    return packs
+
+
+def _finished(best: Best) -> Tensor:
+    assert best.finished_B is not None
+    return best.finished_B
+
+
+def repack(packs: Sequence[Pack], tiles: int) -> list[Pack]:
+    """Return `packs` in as few tiles as hold their active rows, every row in its place of a tile."""
+    if not packs:
+        return []
+    source_JT = torch.stack([pack.source_T for pack in packs])
+    idle_JT = source_JT == tiles
+    needed = int((~idle_JT).sum(dim=0).max())
+    if needed == len(packs):
+        return list(packs)
+    # Active rows first, in the order of the tiles; a row without an image left over goes on with one that is done.
+    order_JT = idle_JT.to(torch.uint8).argsort(dim=0, stable=True)[:needed]
+    states = take_rows([pack.state for pack in packs], order_JT)
+    sources = source_JT.gather(0, order_JT)
+    return [Pack(state, source_T, int((source_T < tiles).sum())) for state, source_T in zip(states, sources, strict=True)]
+
+
+def take_rows(states: Sequence[Any], order_JT: Tensor) -> list[Any]:
+    """Return one state per row of `order_JT`: example t of state j comes from example t of `states[order_JT[j, t]]`."""
+    slot_T = torch.arange(order_JT.shape[1], device=order_JT.device)
+    names = [field.name for field in dataclasses.fields(states[0]) if isinstance(getattr(states[0], field.name), Tensor)]
+    stacked = {name: torch.stack([getattr(state, name) for state in states]) for name in names}
+    return [replace(states[0], **{name: values[order_T, slot_T] for name, values in stacked.items()}) for order_T in order_JT]

@@ -1,0 +1,79 @@
+"""What a search depends on, and the examples that are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repsearch.datasets.base import Split
+from repsearch.errors import DatasetError
+from repsearch.seeding import keys_of, seed_of
+from searcher.strategies.base import SearchStrategy
+
+GROUP_TILES = 8
+"""Tiles searched side by side where images stop early, so that those left over fill whole tiles again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a search depends on besides the network and the images.
+
+    layers: search layers in order: block numbers, then `len(network.blocks)` for the logits.
+    from_network: start around the network's own representations instead of noisy inputs.
+    searches: results per example.
+    """
+
+    strategy: SearchStrategy[Any]
+    layers: Sequence[int]
+    seed: int
+    round: int
+    input_noise: float
+    from_network: bool
+    tile_examples: int
+    searches: int = 1
+
+    def keys(self, index_T: Tensor, replicate: int, purpose: str, *parts: int) -> Tensor:
+        """Return a key per example for `purpose`; independent searches of an example (`replicate` from 0) have their own."""
+        more: tuple[int | str, ...] = ("replicate", replicate) if replicate else ()
+        return keys_of(seed_of(self.seed, purpose, self.round, *parts, *more), index_T)
+
+
+@dataclass(frozen=True)
+class Group:
+    """W tiles of T examples: images uint8 (W, T, C, H, W), labels and example indices; rows that are not `real_WT` are padding."""
+
+    images_WTCHW: Tensor
+    labels_WT: Tensor
+    index_WT: Tensor
+    real_WT: Tensor
+
+
+def groups_of(plan: SearchPlan, split: Split, *, first: int, count: int, device: torch.device) -> Iterator[Group]:
+    """Return examples first .. first + count - 1 in groups of tiles.
+
+    Tiles are aligned to example indices, and one at the edge of the range is padded: every matrix product has the same shape, and an
+    example its place in it, whatever the range.
+    """
+    tile = plan.tile_examples
+    starts = torch.arange(first - first % tile, first + count, tile)
+    for group in torch.split(starts, GROUP_TILES if plan.strategy.traits.stops else 1):
+        index_WT = group[:, None] + torch.arange(tile)
+        # Padding repeats the range's own examples; their rows are dropped.
+        taken_WT = index_WT.clamp(first, first + count - 1)
+        parts = (split.images[taken_WT], split.labels[taken_WT], index_WT, taken_WT == index_WT)
+        yield Group(*(part.to(device) for part in parts))
+
+
+def check_labels(labels_N: Tensor, classes: int, *, first: int) -> None:
+    """Raise `DatasetError` naming the first label out of 0..classes-1; `first` is the index of the first example."""
+    wrong = ((labels_N < 0) | (labels_N >= classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DatasetError(
+            f"training image {first + row}: label {int(labels_N[row])} is not in 0..{classes - 1}, the network's classes; "
+            "correct the label, or build the network for the dataset's classes"
+        )

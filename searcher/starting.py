@@ -1,0 +1,72 @@
+"""Where the search of a layer starts: the network's own representations, of the images, of noisy ones, or above the layer before.
+
+Shapes: T examples of a tile; S starting candidates; X a representation's own shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repsearch.networks.base import SearchableNetwork
+from repsearch.networks.convnet import normalised
+from repsearch.seeding import draw
+from searcher.plan import SearchPlan
+
+_NOISE_BITS = 24
+
+
+def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, index_T: Tensor, *, replicate: int = 0) -> Tensor:
+    """Return (T, S, ...) at the first search layer: the network's own representation, or that of noisy inputs (the first without noise)."""
+    layer = plan.layers[0]
+    inputs_TCHW = network.prepare(images_TCHW)
+    if plan.from_network:
+        return search_form(network, layer, run_layers(network, -1, layer, network.stem(inputs_TCHW)))[:, None]
+    count = plan.strategy.starts(0)
+    noisy = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, count, index_T, replicate=replicate)).flatten(0, 1)
+    starts = search_form(network, layer, run_layers(network, -1, layer, network.stem(noisy)))
+    return starts.reshape(len(images_TCHW), count, *starts.shape[1:])
+
+
+def next_candidates(network: SearchableNetwork, below: int, layer: int, seeds_TSX: Tensor) -> Tensor:
+    """Return (T, S, ...) at `layer` from what was found at search layer `below`."""
+    starts = search_form(network, layer, run_layers(network, below, layer, seeds_TSX.flatten(0, 1)))
+    return starts.reshape(*seeds_TSX.shape[:2], *starts.shape[1:])
+
+
+def input_noise(plan: SearchPlan, inputs_TCHW: Tensor, count: int, index_T: Tensor, *, replicate: int = 0) -> Tensor:
+    """Return noise (T, count, C, H, W) for the inputs, keyed by example; the first of the `count` is zero.
+
+    Standard normal numbers by Box-Muller from counter-based integers, times `input_noise` and the image's channel deviation.
+    """
+    T, C = inputs_TCHW.shape[:2]
+    size = inputs_TCHW[0].numel()
+    keys_T = plan.keys(index_T, replicate, "input")
+    noise = standard_normal(keys_T, count * size, inputs_TCHW.device).view(T, count, *inputs_TCHW.shape[1:])
+    deviation_TC = inputs_TCHW.flatten(2).std(dim=2, correction=0)
+    noise = noise * (plan.input_noise * deviation_TC).view(T, 1, C, 1, 1)
+    noise[:, 0] = 0
+    return noise
+
+
+def standard_normal(keys_B: Tensor, count: int, device: torch.device) -> Tensor:
+    """Return (B, count) standard normal numbers, a function of each key alone (Box & Muller 1958)."""
+    counter = torch.arange((count + 1) // 2, device=device) * 2
+    first = (draw(keys_B[:, None], counter, 1 << _NOISE_BITS) + 1).to(torch.float32) / (1 << _NOISE_BITS)
+    second = draw(keys_B[:, None], counter + 1, 1 << _NOISE_BITS).to(torch.float32) * (2 * torch.pi / (1 << _NOISE_BITS))
+    radius = torch.sqrt(-2 * torch.log(first))
+    return torch.stack([radius * torch.cos(second), radius * torch.sin(second)], dim=2).flatten(1)[:, :count]
+
+
+def run_layers(network: SearchableNetwork, below_layer: int, layer: int, representation_BX: Tensor) -> Tensor:
+    """Return the representation of `layer` from that of `below_layer`."""
+    for number in range(below_layer + 1, layer + 1):
+        representation_BX = network.run_layer(number, representation_BX)
+    return representation_BX
+
+
+def search_form(network: SearchableNetwork, layer: int, representation_BX: Tensor) -> Tensor:
+    """Return representations as candidates are: normalised, so that the initial population is too; logits recentred."""
+    if layer == network.logits_layer:
+        return representation_BX - representation_BX.mean(dim=1, keepdim=True)
+    return normalised(representation_BX)
