@@ -47,7 +47,8 @@ def refuse(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["orchestrator", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert "Traceback" not in (error := capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
     return int(str(ended.value.code)), error
 
 
