@@ -146,7 +146,17 @@ DATASETS = Family(
         "image_folder": "repsearch.datasets.image_folder:ImageFolder",
     },
 )
-STRATEGIES = Family("strategies", {"evolution": "searcher.strategies.evolution:Evolution"})
+STRATEGIES = Family(
+    "strategies",
+    {
+        "evolution": "searcher.strategies.evolution:Evolution",
+        "evolution_strategy": "searcher.strategies.evolution_strategy:EvolutionStrategy",
+        "random_search": "searcher.strategies.random_search:RandomSearch",
+        "gradient": "searcher.strategies.gradient:Gradient",
+        "class_code": "searcher.strategies.class_code:ClassCode",
+        "none": "searcher.strategies.none:OwnRepresentation",
+    },
+)
 OBJECTIVES = Family(
     "objectives",
     {

@@ -1,0 +1,237 @@
+"""Each strategy does what its source says: estimates, steps, codes, draws."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from repsearch.datasets.base import Data
+from repsearch.errors import ConfigError
+from repsearch.families import STRATEGIES
+from repsearch.networks import SearchableNetwork
+from repsearch.seeding import keys_of
+from searcher.evaluating import evaluate, evaluate_with_gradient
+from searcher.evaluation_network import evaluation_network
+from searcher.search import SearchPlan, search_examples
+from searcher.strategies import SearchLayer
+from searcher.strategies.class_code import ClassCode
+from searcher.strategies.evolution import normalise_groups
+from searcher.strategies.evolution_strategy import EvolutionStrategy, centred_ranks, estimate
+from searcher.strategies.gradient import Gradient
+from searcher.strategies.moves import directions
+from searcher.strategies.random_search import RandomSearch
+from tests.networks import made_up_data, made_up_network
+
+CPU = torch.device("cpu")
+
+
+def layer(kind: str = "block", shape: tuple[int, ...] = (4, 9, 9), classes: int = 4) -> SearchLayer:
+    return SearchLayer(position=0, kind=kind, shape=shape, seed=5, device=CPU, classes=classes)  # type: ignore[arg-type]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return made_up_data((1, 12, 12))
+
+
+@pytest.fixture(scope="module")
+def network(data: Data) -> SearchableNetwork:
+    return evaluation_network(made_up_network(data))
+
+
+def of_block_0(strategy: object, *, count: int = 32, from_network: bool = True) -> SearchPlan:
+    return SearchPlan(
+        strategy=strategy,  # type: ignore[arg-type]
+        layers=[0],
+        seed=3,
+        round=0,
+        input_noise=0.1,
+        from_network=from_network,
+        tile_examples=count,
+    )
+
+
+def start_of(network: SearchableNetwork, data: Data, count: int = 32) -> Tensor:
+    with torch.no_grad():
+        return network.representations(data.train.images[:count])[0]
+
+
+def test_the_estimate_nears_the_exact_gradient_as_pairs_grow(network: SearchableNetwork, data: Data) -> None:
+    own, labels = start_of(network, data), data.train.labels[:32]
+    _, exact = evaluate_with_gradient(network, 0, own[:, None], labels)
+    shape = tuple(own.shape[1:])
+    cosines = []
+    for pairs in (4, 32, 256):
+        member = EvolutionStrategy(pairs=pairs, generations=[1], sigma=[0.05], step=[0.1], blur_passes=[0])
+        state = member.init(own.flatten(2)[:, None], layer=layer(shape=shape), labels_B=labels, keys_B=keys_of(1, torch.arange(32)))
+        candidates = member.ask(state)
+        with torch.no_grad():
+            fitness = evaluate(network, 0, candidates.view(32, -1, *shape), labels)
+        found = estimate(member.directions(state), fitness[:, 1:])
+        cosines.append(float(torch.cosine_similarity(found.flatten(1), exact.flatten(1)).mean()))
+    # A random direction in n dimensions has a cosine of sqrt(pairs / n) to the gradient, as long as pairs is well below n.
+    n = own[0].numel()
+    assert cosines[0] == pytest.approx((4 / n) ** 0.5, rel=0.5)
+    assert cosines[1] == pytest.approx((32 / n) ** 0.5, rel=0.3)
+    assert cosines[0] < cosines[1] < cosines[2]
+    assert cosines[2] > 0.5
+
+
+def test_pairs_are_antithetic_and_the_mean_moves_by_the_step() -> None:
+    member = EvolutionStrategy(pairs=8, generations=[2], sigma=[0.01], step=[0.05], blur_passes=[1])
+    own = normalise_groups(normal(3, 1, 4, 81))
+    state = member.init(own, layer=layer(), labels_B=torch.arange(3), keys_B=keys_of(1, torch.arange(3)))
+    candidates = member.ask(state)
+    assert candidates.shape == (3, 17, 4, 81)
+    assert torch.equal(candidates[:, :1], own)
+    assert ((candidates[:, 1:9] + candidates[:, 9:]) / 2 - own).abs().max() < 1e-3
+    told = member.tell(state, candidates, normal(3, 17))
+    assert (told.mean_B1GM - own).square().mean(dim=(1, 2, 3)).sqrt() == pytest.approx(0.05, rel=0.1)
+    assert torch.equal(member.best(told).targets_BRGM, own)
+
+
+def test_momentum_adds_the_direction_before() -> None:
+    plain, heavy = (EvolutionStrategy(pairs=8, generations=[2], sigma=[0.1], step=[0.1], momentum=m, blur_passes=[1]) for m in (0.0, 0.9))
+    own = normalise_groups(normal(1, 1, 4, 81))
+    before = []
+    for member in (plain, heavy):
+        state = member.init(own, layer=layer(), labels_B=torch.zeros(1).long(), keys_B=keys_of(1, torch.arange(1)))
+        first = member.tell(state, member.ask(state), normal(1, 17, seed=1))
+        second = member.tell(first, member.ask(first), normal(1, 17, seed=2))
+        before.append(torch.cosine_similarity(second.velocity_B1GM.flatten(), first.velocity_B1GM.flatten(), dim=0))
+    assert before[1] > before[0] + 0.3
+
+
+def test_ranks_are_centred_and_equal_fitness_has_equal_rank() -> None:
+    assert centred_ranks(torch.tensor([[3.0, 1.0, 2.0]])).tolist() == [[0.5, -0.5, 0.0]]
+    assert centred_ranks(torch.tensor([[1.0, 1.0, 2.0]])).tolist() == [[-0.25, -0.25, 0.5]]
+    assert centred_ranks(torch.zeros(1, 6)).abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", ["pixel", "low_resolution", "channel"])
+def test_directions_have_unit_variance_and_the_smoothness_of_their_kind(kind: str) -> None:
+    drawn = torch.arange(4000)[None] * 97
+    noise = directions(layer(), kind, drawn, passes=0, rows=8192).reshape(-1, 4, 9, 9)  # type: ignore[arg-type]
+    assert noise.mean().abs() < 0.05
+    assert float(noise.var()) == pytest.approx(1, rel=0.1)
+    neighbours = float((noise[..., 1:] * noise[..., :-1]).mean())
+    assert {"pixel": abs(neighbours) < 0.05, "low_resolution": 0.6 < neighbours < 0.95, "channel": neighbours > 0.95}[kind]
+    assert abs(float((noise[:, 0] * noise[:, 1]).mean())) < 0.05
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_gradient_steps_lower_the_cross_entropy(passes: int, network: SearchableNetwork, data: Data) -> None:
+    member = Gradient(steps=[5], step=[0.05], blur_passes=[passes])
+    curve = search_examples(of_block_0(member), network, data.train, first=0, count=32, device=CPU).curves[0]
+    assert all(later < earlier for earlier, later in pairwise(curve))
+
+
+def test_a_gradient_step_has_its_length_and_follows_autograd(network: SearchableNetwork, data: Data) -> None:
+    own, labels = start_of(network, data), data.train.labels[:32]
+    member = Gradient(steps=[1], step=[0.01], blur_passes=[0])
+    result = search_examples(of_block_0(member), network, data.train, first=0, count=32, device=CPU)
+    moved = result.targets[0] - own
+    assert moved.square().mean(dim=(1, 2, 3)).sqrt() == pytest.approx(0.01, rel=0.1)
+    leaf = own.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(-torch.nn.functional.cross_entropy(network.run_from(0, leaf), labels, reduction="sum"), leaf)
+    assert torch.cosine_similarity(moved.flatten(1), exact.flatten(1)).min() > 0.95
+
+
+def codes_of(member: ClassCode, own: Tensor, labels: Tensor, **fields: object) -> Tensor:
+    at = layer(**fields)  # type: ignore[arg-type]
+    return member.init(own, layer=at, labels_B=labels, keys_B=keys_of(0, labels)).target_B1GM[:, 0]
+
+
+def test_a_class_code_belongs_to_its_class_alone_and_is_smooth() -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    code = codes_of(ClassCode(blur_passes=[4]), normal(4, 1, 4, 81), labels)
+    assert torch.equal(code[0], code[3])
+    assert torch.cosine_similarity(code[0].flatten(), code[1].flatten(), dim=0).abs() < 0.5
+    assert code.square().mean(dim=(1, 2)) == pytest.approx(1, rel=1e-3)
+    maps = code.view(4, 4, 9, 9)
+    assert (maps[..., 1:] * maps[..., :-1]).mean() > 0.6
+    other = codes_of(ClassCode(blur_passes=[4]), normal(4, 1, 4, 81, seed=1), labels, classes=7)
+    assert torch.equal(other, code)
+
+
+def test_a_mixed_code_has_the_shares_of_its_parts() -> None:
+    own = normalise_groups(normal(4, 1, 4, 81))
+    labels = torch.tensor([0, 1, 2, 3])
+    code = codes_of(ClassCode(blur_passes=[0]), own, labels)
+    mixed = codes_of(ClassCode(blur_passes=[0], mix=0.25), own, labels)
+    expected = normalise_groups((0.75 * own[:, 0] + 0.25 * code)[:, None])[:, 0]
+    assert torch.allclose(mixed, expected, atol=1e-6)
+    assert torch.allclose(codes_of(ClassCode(blur_passes=[0], mix=0.0), own, labels), own[:, 0], atol=1e-4)
+
+
+def test_logits_of_a_code_prefer_the_class_by_the_scale_or_are_the_own_ones() -> None:
+    labels, own = torch.tensor([2, 0]), normal(2, 1, 1, 4)
+    logits = codes_of(ClassCode(blur_passes=[0], logit_scale=3.0), own, labels, kind="logits", shape=(4,))[:, 0]
+    assert logits.argmax(dim=1).tolist() == [2, 0]
+    assert logits[0].tolist() == pytest.approx([-0.75, -0.75, 2.25, -0.75])
+    kept = codes_of(ClassCode(blur_passes=[0], logits="own"), own, labels, kind="logits", shape=(4,))
+    assert torch.equal(kept, own[:, 0])
+
+
+def test_random_search_returns_the_best_of_its_draws(network: SearchableNetwork, data: Data) -> None:
+    own, labels = start_of(network, data), data.train.labels[:32]
+    shape = tuple(own.shape[1:])
+    member = RandomSearch(population=6, generations=[3], strength=[0.8], blur_passes=[1])
+    state = member.init(own.flatten(2)[:, None], layer=layer(shape=shape), labels_B=labels, keys_B=keys_of(1, torch.arange(32)))
+    everything, fitness = [], []
+    for _ in range(4):
+        candidates = member.ask(state)
+        everything.append(candidates)
+        with torch.no_grad():
+            fitness.append(evaluate(network, 0, candidates.view(32, -1, *shape), labels))
+        state = member.tell(state, candidates, fitness[-1])
+    drawn, values = torch.cat(everything, dim=1), torch.cat(fitness, dim=1)
+    assert drawn.shape[1] == member.evaluations(0) == 24
+    # Independent draws: two alike are as rare as two equal rows drawn from the table of noise.
+    distances = torch.cdist(drawn.flatten(2), drawn.flatten(2)) + torch.eye(24) * 99
+    assert (distances < 0.1).float().mean() < 1e-3
+    best = member.best(state)
+    assert torch.equal(best.fitness_BR[:, 0], values.amax(dim=1))
+    assert torch.equal(best.targets_BRGM[:, 0], drawn[torch.arange(32), values.argmax(dim=1)])
+
+
+def test_no_search_returns_the_networks_own_representation(network: SearchableNetwork, data: Data) -> None:
+    plan = of_block_0(STRATEGIES.build({"name": "none"}), from_network=False)
+    result = search_examples(plan, network, data.train, first=0, count=32, device=CPU)
+    assert torch.allclose(result.targets[0], start_of(network, data), atol=1e-4)
+    assert result.evaluations == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": "gradient", "step": [0.0]}, r"step\.0: should be greater than 0"),
+        ({"name": "gradient", "step": [1e9]}, r"less than or equal to 100"),
+        ({"name": "evolution_strategy", "momentum": 1.0}, "less than 1"),
+        ({"name": "evolution", "stop_probability": 1.0}, "less than 1"),
+        ({"name": "class_code", "mix": 1.5}, "less than or equal to 1"),
+        ({"name": "random_search", "blur_passes": [-1]}, "greater than or equal to 0"),
+        ({"name": "none", "step": 1}, "unknown key 'step'"),
+    ],
+)
+def test_values_out_of_range_are_refused(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        STRATEGIES.build(table, at="search.strategy")
+
+
+@pytest.mark.parametrize("name", ["evolution", "evolution_strategy", "random_search", "gradient", "class_code"])
+def test_schedules_that_do_not_fit_the_layers_are_refused(name: str) -> None:
+    member = STRATEGIES.build({"name": name, "blur_passes": [5, 1, 2, 0]})
+    shapes = [(8, 13, 13), (8, 6, 6), (8, 3, 3), (10,)]
+    with pytest.raises(ConfigError, match=r"search\.strategy\.\w+: 4 values .* for 1 search layers \[0\]"):
+        member.check([0], shapes[:1])
+    with pytest.raises(ConfigError, match=r"blur_passes: 2 passes average over 5 positions, and layer 2 has a map of 3x3; set at most 1"):
+        member.check([0, 1, 2, "logits"], shapes)
+    STRATEGIES.build({"name": name, "blur_passes": [5, 1, 1, 0]}).check([0, 1, 2, "logits"], shapes)
