@@ -132,13 +132,16 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def sync(run: RunArgument) -> None:
+def sync(
+    run: RunArgument,
+    uri: Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the run's own.")] = "",
+) -> None:
     """Bring MLflow up to date with a run's journal."""
     from orchestrator.runs import find_run
     from orchestrator.tracking import sync as sync_folder
 
     folder = find_run(run)
-    result = sync_folder(folder)
+    result = sync_folder(folder, uri=uri)
     print(f"{folder}: {result.records} records are in MLflow at {result.uri}, run {result.mlflow_run_id}")
 
 
@@ -207,7 +210,8 @@ def _print_result(console: Console, finished: Finished) -> None:
     print(f"run: {finished.run.folder}")
     tracking = finished.run.config.tracking
     if tracking.enabled:
-        print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=finished.run.folder.parent))}")
+        uri = tracking_uri(tracking.uri, root=finished.run.folder.parent)
+        print(f"MLflow: {f'open {uri}' if uri.startswith('http') else mlflow_command(uri)}")
 
 
 def _print_json(value: Any) -> None:

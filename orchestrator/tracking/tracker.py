@@ -189,7 +189,7 @@ def sync(run_folder: Path, *, uri: str = "", experiment: str = "") -> SyncResult
             if records[-1]["kind"] != "run_finished":
                 _end_killed(mirror)
         except Exception as error:
-            raise DaemonError(f"MLflow at {uri}: {_text(error)}; start it or correct tracking.uri, then repeat the command") from error
+            raise DaemonError(f"MLflow at {uri}: {_text(error)}; start it, or name another with --uri, then repeat the command") from error
     return SyncResult(uri, mirror.connection.experiment_id, mirror.state.parent, len(records))
 
 
