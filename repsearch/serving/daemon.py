@@ -54,7 +54,7 @@ class Daemon:
         self._service, self._options, self._grace_s = service, options, grace_s
         self._incarnation = uuid.uuid4().hex
         self._hello = compute_pb2.Hello(device=options.device)
-        self._happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()  # its put may be called in a signal handler
+        self._happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._announced = False
         self._health = Health(service)
         self._supervisor = Supervisor(options, on_ready=self._on_ready, on_gone=self._on_gone)
@@ -68,8 +68,7 @@ class Daemon:
 
     def run(self, *, exit_with_stdin: bool) -> int:
         """Serve until told to stop; 0 after a drain or the end of stdin, 130 when stopped at once, DaemonError if it cannot start."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._happenings.put(Happening("signal")))
+        self._catch_signals()
         if exit_with_stdin:
             threading.Thread(target=self._read_stdin, name="stdin", daemon=True).start()
         self._after(START_S, "late")
@@ -145,6 +144,20 @@ class Daemon:
         timer = threading.Timer(seconds, self._tell(what))
         timer.daemon = True
         timer.start()
+
+    def _catch_signals(self) -> None:
+        # A Python handler runs on the main thread only, which does not notice a signal that comes just before it begins to wait. The
+        # wakeup descriptor is written by the C handler, on whatever thread, and its reader always notices.
+        self._signals, written = socket.socketpair()
+        written.setblocking(False)
+        signal.set_wakeup_fd(written.detach())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._read_signals, name="signals", daemon=True).start()
+
+    def _read_signals(self) -> None:
+        while self._signals.recv(1):
+            self._happenings.put(Happening("signal"))
 
     def _read_stdin(self) -> None:
         try:
