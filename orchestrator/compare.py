@@ -11,6 +11,7 @@ from orchestrator.report import RoundReport
 from orchestrator.rounds import load_reports
 from orchestrator.runs import open_run
 from orchestrator.status import state_of
+from repsearch.errors import ConfigError
 from store import open_store
 
 _PLACEMENT = ("run.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints")
@@ -21,6 +22,11 @@ _MISSING = None
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return per run: name, state, rounds done, metrics of the last one, totals over all rounds, and the settings that differ."""
     runs = [open_run(folder) for folder in folders]
+    for run in runs:
+        if run.study:
+            raise ConfigError(
+                f"{run.folder}: a study ({run.study['name']}), which has no rounds to compare; its tables are in {run.folder}/analysis"
+            )
     settings = differing([flat(run.config.model_dump(mode="json")) for run in runs])
     return [
         {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator import interrupts
 from orchestrator.daemons import Fleet, check_fleet, connected
@@ -71,8 +72,8 @@ def baseline_config(config: RunConfig) -> RunConfig:
 
 def start(prepared: Prepared, display: Display) -> Finished:
     """Run a prepared run, and its baseline, to the end."""
-    run = _new_run(prepared.main, prepared.name)
-    with _daemons(prepared.main, display) as fleet:
+    run = new_run(prepared.main, prepared.name)
+    with daemons(prepared.main, display) as fleet:
         check_fleet(run, fleet)
         create_folder(run, prepared.toml)
         display.message(f"run {run.name} in {run.folder}")
@@ -87,7 +88,7 @@ def resume(folder: Path, display: Display) -> Finished:
     """Go on with the run in `folder`, and its baseline, from what is committed."""
     run = open_run(folder)
     baseline_folder = folder.with_name(folder.name + BASELINE)
-    if _is_finished(folder) and (not run.config.run.baseline or _is_finished(baseline_folder)):
+    if is_finished(folder) and (not run.config.run.baseline or is_finished(baseline_folder)):
         display.message(f"{folder}: the run is finished; nothing to resume")
         return finished(folder)
     with RunLock(folder), resumable(run):
@@ -95,10 +96,10 @@ def resume(folder: Path, display: Display) -> Finished:
         run = open_run(folder)
         run = replace(run, term=run.term + 1)
         main = check_run(run.config)
-        _check_same_data(run, main)
+        check_same_data(run, main)
         save_run(run)
         baseline = replace(main, config=baseline_config(run.config), layers={}, evaluations=None) if run.config.run.baseline else None
-        with _daemons(main, display) as fleet:
+        with daemons(main, display) as fleet:
             check_fleet(run, fleet)
             display.message(f"resuming run {run.name} in {run.folder}, term {run.term}")
             reports = _perform(run, main, fleet, display, resumed=True)
@@ -129,7 +130,7 @@ def resume_command(folder: Path) -> str:
 
 
 @contextmanager
-def _daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
+def daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
     """Start the local daemons that the configuration asks for and connect to all; stop the local ones at the end."""
     config = preflight.config
     specs = [spec for spec in local_specs(config) if preflight.searches or spec.service != "searcher"]
@@ -141,7 +142,8 @@ def _daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
             yield fleet
 
 
-def _new_run(preflight: Preflight, name: str, *, baseline_of: str = "") -> Run:
+def new_run(preflight: Preflight, name: str, *, baseline_of: str = "", study: Mapping[str, Any] | None = None) -> Run:
+    """Return the run that `preflight` checked, in its first term; nothing is written."""
     return Run(
         folder=run_root(preflight.config) / name,
         run_id=new_run_id(),
@@ -153,6 +155,7 @@ def _new_run(preflight: Preflight, name: str, *, baseline_of: str = "") -> Run:
         versions=library_versions(),
         created=time.time(),
         baseline_of=baseline_of,
+        study=study or {},
     )
 
 
@@ -162,10 +165,10 @@ def _baseline(main: Run, preflight: Preflight | None, fleet: Fleet, display: Dis
         return []
     folder = main.folder.with_name(main.name + BASELINE)
     resumed = folder.exists()
-    if _is_finished(folder):
+    if is_finished(folder):
         return load_reports(open_store(folder))
     if not resumed:
-        run = _new_run(preflight, folder.name, baseline_of=main.name)
+        run = new_run(preflight, folder.name, baseline_of=main.name)
         create_folder(run, (main.folder / "config.toml").read_bytes())
     with RunLock(folder):
         if resumed:
@@ -177,7 +180,13 @@ def _baseline(main: Run, preflight: Preflight | None, fleet: Fleet, display: Dis
 
 
 def _perform(run: Run, preflight: Preflight, fleet: Fleet, display: Display, *, resumed: bool) -> list[RoundReport]:
-    """Run the rounds of `run` with journal and tracking; record how it ended, whatever the end."""
+    with opened(run, list(preflight.layers), fleet, display, resumed=resumed) as work:
+        return run_rounds(work)
+
+
+@contextmanager
+def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, resumed: bool) -> Iterator[Work]:
+    """Work on `run` with journal and tracking; record how it ended, whatever the end."""
     with interrupts.deferred(), Journal(run.folder) as journal:
         tracker = make_tracker(run, display)
         log = RunLog(journal, tracker)
@@ -194,7 +203,7 @@ def _perform(run: Run, preflight: Preflight, fleet: Fleet, display: Display, *, 
                 tags=run.tags(),
             )
             store = open_store(run.folder, chunk_mb=run.config.store.chunk_mb)
-            return run_rounds(Work(run=run, store=store, log=log, display=display, fleet=fleet, layers=list(preflight.layers)))
+            yield Work(run=run, store=store, log=log, display=display, fleet=fleet, layers=layers)
         except KeyboardInterrupt:
             status, error_text = "KILLED", "interrupted"
             raise
@@ -214,12 +223,14 @@ def make_tracker(run: Run, display: Display) -> Tracker:
     return MlflowTracker(run.folder, tracking_uri(tracking.uri, root=run.folder.parent), tracking.experiment, tell=display.message)
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in `folder` came to its end."""
     records = read_journal(folder)
     return bool(records) and records[-1]["kind"] == "run_finished" and records[-1]["status"] == "FINISHED"
 
 
-def _check_same_data(run: Run, preflight: Preflight) -> None:
+def check_same_data(run: Run, preflight: Preflight) -> None:
+    """Raise `DatasetError` unless the data are those that the run was started with."""
     if preflight.dataset["digest"] != run.dataset["digest"]:
         raise DatasetError(
             f"dataset {run.dataset['name']}: the data are not those that the run was started with: digest {preflight.dataset['digest']}, "

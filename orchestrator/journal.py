@@ -8,6 +8,7 @@ round_started   round, plan
 point           round, key, step, value         one value of a round's curve: by epoch or by generation
 round_finished  round, report
 network_ready   round, path, digest             the network learned in the round is committed
+analysis_ready  path                            figures and tables of a study are in this folder, relative to the run's
 run_finished    status ("FINISHED", "FAILED" or "KILLED"), error
 
 One process writes (the orchestrator that holds the run); any number read.
@@ -34,6 +35,7 @@ KINDS: dict[str, frozenset[str]] = {
     "point": frozenset({"round", "key", "step", "value"}),
     "round_finished": frozenset({"round", "report"}),
     "network_ready": frozenset({"round", "path", "digest"}),
+    "analysis_ready": frozenset({"path"}),
     "run_finished": frozenset({"status", "error"}),
 }
 """The keys of each kind of record, besides n, time and kind."""

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,7 @@ class Run:
     dataset: name, digest, classes, train, validation, test, input_shape.
     digests: search, learn, dataset.
     baseline_of: name of the run that this one is the baseline of, or "".
+    study: for the folder of a study, its name and fields (`orchestrator.studies`); empty for a run.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     versions: Mapping[str, str]
     created: float
     baseline_of: str = ""
+    study: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the contents of `run.json`."""
@@ -69,6 +71,7 @@ class Run:
             "versions": dict(self.versions),
             "created": self.created,
             "baseline_of": self.baseline_of,
+            "study": dict(self.study),
         }
 
     def tags(self) -> dict[str, str]:
@@ -81,6 +84,7 @@ class Run:
             "strategy": config.search.strategy["name"] if config.learn.objective["name"] != "cross_entropy" else "none",
             "objective": config.learn.objective["name"],
             "seed": str(config.run.seed),
+            **({"study": str(self.study["name"])} if self.study else {}),
         }
 
 
@@ -214,6 +218,8 @@ def open_run(folder: Path) -> Run:
         # Resolved when it was written; resolving again would import the plug-ins, and with them torch.
         config=RunConfig.model_validate(document["config"]),
         **{key: document[key] for key in ("run_id", "name", "term", "dataset", "digests", "versions", "created", "baseline_of")},
+        # Folders written before there were studies lack it.
+        study=document.get("study", {}),
     )
 
 

@@ -85,6 +85,7 @@ class Mirror:
             "point": self._point,
             "round_finished": self._round_finished,
             "network_ready": lambda record: None,
+            "analysis_ready": self._analysis_ready,
             "run_finished": self._run_finished,
         }
 
@@ -163,6 +164,11 @@ class Mirror:
             self._log_figure(child, figure, "round.png")
             self.runs.end(child, "FINISHED", record["time"])
         self._figure_due = True
+
+    def _analysis_ready(self, record: Record) -> None:
+        folder = self.folder / record["path"]
+        if folder.is_dir():
+            self.connection.client.log_artifacts(self.state.parent, str(folder), record["path"])
 
     def _run_finished(self, record: Record) -> None:
         self.system.stop()
