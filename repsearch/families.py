@@ -151,6 +151,7 @@ STRATEGIES = Family(
     {
         "evolution": "searcher.strategies.evolution:Evolution",
         "evolution_strategy": "searcher.strategies.evolution_strategy:EvolutionStrategy",
+        "quality_diversity": "searcher.strategies.quality_diversity:QualityDiversity",
         "random_search": "searcher.strategies.random_search:RandomSearch",
         "gradient": "searcher.strategies.gradient:Gradient",
         "class_code": "searcher.strategies.class_code:ClassCode",

@@ -22,8 +22,9 @@ from repsearch.networks.base import SearchableNetwork
 from searcher.evaluating import evaluate
 from searcher.evaluation_network import evaluation_network
 from searcher.layer_search import LayerResult, search_layer
+from searcher.normal import standard_normal
 from searcher.plan import Group, SearchPlan, check_labels, groups_of
-from searcher.starting import first_candidates, input_noise, next_candidates, standard_normal
+from searcher.starting import first_candidates, input_noise, next_candidates
 
 __all__ = ["SearchPlan", "SearchProgress", "SearchResult", "evaluate", "input_noise", "search_examples", "standard_normal"]
 

@@ -5,15 +5,12 @@ Shapes: T examples of a tile; S starting candidates; X a representation's own sh
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from repsearch.networks.base import SearchableNetwork
 from repsearch.networks.convnet import normalised
-from repsearch.seeding import draw
+from searcher.normal import standard_normal
 from searcher.plan import SearchPlan
-
-_NOISE_BITS = 24
 
 
 def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, index_T: Tensor, *, replicate: int = 0) -> Tensor:
@@ -47,15 +44,6 @@ def input_noise(plan: SearchPlan, inputs_TCHW: Tensor, count: int, index_T: Tens
     noise = noise * (plan.input_noise * deviation_TC).view(T, 1, C, 1, 1)
     noise[:, 0] = 0
     return noise
-
-
-def standard_normal(keys_B: Tensor, count: int, device: torch.device) -> Tensor:
-    """Return (B, count) standard normal numbers, a function of each key alone (Box & Muller 1958)."""
-    counter = torch.arange((count + 1) // 2, device=device) * 2
-    first = (draw(keys_B[:, None], counter, 1 << _NOISE_BITS) + 1).to(torch.float32) / (1 << _NOISE_BITS)
-    second = draw(keys_B[:, None], counter + 1, 1 << _NOISE_BITS).to(torch.float32) * (2 * torch.pi / (1 << _NOISE_BITS))
-    radius = torch.sqrt(-2 * torch.log(first))
-    return torch.stack([radius * torch.cos(second), radius * torch.sin(second)], dim=2).flatten(1)[:, :count]
 
 
 def run_layers(network: SearchableNetwork, below_layer: int, layer: int, representation_BX: Tensor) -> Tensor:

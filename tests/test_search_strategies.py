@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -22,6 +23,7 @@ from searcher.strategies.evolution import normalise_groups
 from searcher.strategies.evolution_strategy import EvolutionStrategy, centred_ranks, estimate
 from searcher.strategies.gradient import Gradient
 from searcher.strategies.moves import directions
+from searcher.strategies.quality_diversity import ArchiveState, QualityDiversity
 from searcher.strategies.random_search import RandomSearch
 from tests.networks import made_up_data, made_up_network
 
@@ -209,9 +211,63 @@ def test_no_search_returns_the_networks_own_representation(network: SearchableNe
     assert result.evaluations == 0
 
 
+def archive(
+    network: SearchableNetwork, data: Data, results: int = 1, generations: int = 10
+) -> tuple[QualityDiversity, ArchiveState, Tensor]:
+    """Return the member, its state after `generations`, and how many cells were occupied after each."""
+    own, labels = start_of(network, data), data.train.labels[:32]
+    shape = tuple(own.shape[1:])
+    member = QualityDiversity(population=16, generations=[generations], strength=[0.9], blur_passes=[1], cells=4)
+    at = replace(layer(shape=shape), results=results)
+    state = member.init(own.flatten(2)[:, None], layer=at, labels_B=labels, keys_B=keys_of(1, torch.arange(32)))
+    occupied = []
+    for _ in range(generations + 1):
+        candidates = member.ask(state)
+        with torch.no_grad():
+            fitness = evaluate(network, 0, candidates.view(32, -1, *shape), labels)
+        before = state
+        state = member.tell(state, candidates, fitness)
+        assert (state.fitness_BC >= before.fitness_BC).all()
+        assert torch.equal(state.fitness_BC.amax(dim=1), torch.maximum(before.fitness_BC.amax(dim=1), fitness.amax(dim=1)))
+        occupied.append((state.fitness_BC > float("-inf")).float().sum(dim=1).mean())
+    return member, state, torch.stack(occupied)
+
+
+def test_an_archive_holds_in_every_cell_a_candidate_of_that_cell(network: SearchableNetwork, data: Data) -> None:
+    member, state, occupied = archive(network, data)
+    assert (occupied.diff() >= 0).all()
+    assert occupied[-1] > occupied[0]
+    assert occupied[-1] > 6
+    cells = member.cell_of(state, state.elites_BCGM)
+    there = state.fitness_BC > float("-inf")
+    assert torch.equal(cells[there], torch.arange(16).expand(32, 16)[there])
+    with torch.no_grad():
+        shape = (32, 16, *state.layer.shape)
+        fitness = evaluate(network, 0, state.elites_BCGM.view(shape), data.train.labels[:32])
+    assert torch.allclose(fitness[there], state.fitness_BC[there], atol=1e-5)
+
+
+def test_the_results_of_an_archive_are_its_fittest_cells(network: SearchableNetwork, data: Data) -> None:
+    member, state, _ = archive(network, data, results=4)
+    best = member.best(state)
+    assert best.targets_BRGM.shape[:2] == (32, 4)
+    assert torch.equal(best.fitness_BR, state.fitness_BC.topk(4, dim=1).values)
+    cells = member.cell_of(state, best.targets_BRGM)
+    assert all(len(set(row)) == 4 for row in cells.tolist())
+
+
+def test_an_archive_with_fewer_cells_than_results_repeats_from_the_fittest_on() -> None:
+    member = QualityDiversity(population=2, generations=[0], strength=[0.9], blur_passes=[1])
+    at = replace(layer(), results=5)
+    state = member.init(normalise_groups(normal(3, 1, 4, 81)), layer=at, labels_B=torch.arange(3), keys_B=keys_of(1, torch.arange(3)))
+    best = member.best(member.tell(state, member.ask(state), torch.tensor([[1.0, 2.0]]).expand(3, 2)))
+    assert best.fitness_BR.tolist() in ([[2.0, 1.0, 2.0, 1.0, 2.0]] * 3, [[2.0] * 5] * 3)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"name": "quality_diversity", "cells": 40, "dimensions": 2}, "40 cells along 2 dimensions are 1600"),
         ({"name": "gradient", "step": [0.0]}, r"step\.0: should be greater than 0"),
         ({"name": "gradient", "step": [1e9]}, r"less than or equal to 100"),
         ({"name": "evolution_strategy", "momentum": 1.0}, "less than 1"),
@@ -226,7 +282,7 @@ def test_values_out_of_range_are_refused(table: dict[str, object], message: str)
         STRATEGIES.build(table, at="search.strategy")
 
 
-@pytest.mark.parametrize("name", ["evolution", "evolution_strategy", "random_search", "gradient", "class_code"])
+@pytest.mark.parametrize("name", ["evolution", "evolution_strategy", "quality_diversity", "random_search", "gradient", "class_code"])
 def test_schedules_that_do_not_fit_the_layers_are_refused(name: str) -> None:
     member = STRATEGIES.build({"name": name, "blur_passes": [5, 1, 2, 0]})
     shapes = [(8, 13, 13), (8, 6, 6), (8, 3, 3), (10,)]
