@@ -75,14 +75,46 @@ def run(
 
 
 @app.command()
+def study(
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="scaling, diversity or targets.")],
+    config: Annotated[Path, typer.Argument(help="A run's configuration, a TOML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b=v", help="Set one value of the configuration, or of the study (study.b=v); repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study; default: file, study and the next free number.")] = None,
+    images: Annotated[int | None, typer.Option(help="Training images to search, the first ones.")] = None,
+    strategies: Annotated[str | None, typer.Option(metavar="A,B", help="Strategies to compare; default: see docs/studies.md.")] = None,
+) -> None:
+    """Search the same images in many settings; figures and tables go to RUN/analysis and to MLflow."""
+    with _interruptible():
+        from orchestrator.progress import make_display
+        from orchestrator.studies import running
+
+        fields: dict[str, Any] = {} if images is None else {"images": images}
+        if strategies is not None:
+            fields["strategies"] = [part.strip() for part in strategies.split(",")]
+        prepared = running.prepare(kind, config, set_ or [], name, fields)
+        with make_display(_console()) as display:
+            folder = running.start(prepared, display)
+        _print_study(folder)
+
+
+@app.command()
 def resume(run: RunArgument) -> None:
-    """Go on with a run from what it committed."""
+    """Go on with a run or a study from what it committed."""
     with _interruptible():
         from orchestrator import execution
         from orchestrator.progress import make_display
-        from orchestrator.runs import find_run
+        from orchestrator.runs import find_run, open_run
 
         folder, console = find_run(run), _console()
+        if open_run(folder).study:
+            from orchestrator.studies import running
+
+            with make_display(console) as display:
+                _print_study(running.resume(folder, display))
+            return
         with make_display(console) as display:
             finished = execution.resume(folder, display)
         _print_result(console, finished)
@@ -212,6 +244,18 @@ def _print_result(console: Console, finished: Finished) -> None:
     if tracking.enabled:
         uri = tracking_uri(tracking.uri, root=finished.run.folder.parent)
         print(f"MLflow: {f'open {uri}' if uri.startswith('http') else mlflow_command(uri)}")
+
+
+def _print_study(folder: Path) -> None:
+    from orchestrator.runs import open_run
+    from orchestrator.tracking import tracking_uri
+
+    for path in sorted((folder / "analysis").iterdir()):
+        print(path)
+    print(f"study: {folder}")
+    tracking = open_run(folder).config.tracking
+    if tracking.enabled:
+        print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=folder.parent))}")
 
 
 def _print_json(value: Any) -> None:

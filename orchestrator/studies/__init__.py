@@ -1,0 +1,24 @@
+"""Studies of search: many settings of one configuration, searched as a run is, and what their results show.
+
+    base         what a study is: settings to search, results to read, findings to write
+    strategies   strategy tables: other strategies beside the configured one, other populations, equal evaluations
+    running      from a configuration to findings: daemons, one search per setting, `RUN/analysis/`
+    scaling      cross-entropy against population and against generations
+    diversity    effective number of results against the number of searches
+    targets      what a found representation is made of
+    figures      axes, bands and colours that the studies share
+
+A study's folder is a run's folder: a setting is stored as a round that only searches, so that `verify` and `resume` work.
+Members: see `STUDIES`.
+"""
+
+from repsearch.families import Family
+
+STUDIES = Family(
+    "studies",
+    {
+        "scaling": "orchestrator.studies.scaling:Scaling",
+        "diversity": "orchestrator.studies.diversity:Diversity",
+        "targets": "orchestrator.studies.targets:Targets",
+    },
+)
