@@ -12,7 +12,7 @@ import torch
 from repsearch.datasets.base import Data, Split
 from repsearch.errors import DatasetError, NumericalError
 from repsearch.families import STRATEGIES
-from repsearch.networks import SearchableNetwork
+from repsearch.networks import SearchableNetwork, build_network, calibrate
 from searcher.evaluation_network import evaluation_network
 from searcher.search import SearchPlan, SearchResult, evaluate, search_examples, standard_normal
 from tests.networks import made_up_data, made_up_network, perturb
@@ -214,6 +214,16 @@ def test_independent_searches_are_results_side_by_side(
     if not traits.several:
         assert torch.equal(three.targets[2][:, 0], whole.targets[2][8:24])
         assert torch.equal(three.targets[0][:, 1], three.targets[0][:, 2]) is ("round" not in traits.depends_on)
+
+
+def test_vectors_are_searched_as_maps_are(plan: SearchPlan, data: Data) -> None:
+    dense = build_network({"name": "mlp", "widths": [24, 12]}, data, seed=0, purpose="searched")
+    calibrate(dense, data.train.images)
+    one, parts = search(plan, dense, data, count=24), [search(plan, dense, data, first, 12) for first in (0, 12)]
+    assert [target.shape for target in one.targets] == [(24, 24), (24, 12), (24, 4)]
+    assert all(torch.equal(joint, whole) for joint, whole in zip(joined(parts), joined([one]), strict=True))
+    if plan.strategy.traits.chooses:
+        assert one.after_NL.mean() > one.before_NL.mean()
 
 
 @pytest.mark.parametrize("label", [-1, 4])

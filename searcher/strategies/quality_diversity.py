@@ -12,6 +12,7 @@ Shapes: see `searcher.strategies.base`; C cells; D descriptor dimensions; W cell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -176,7 +177,7 @@ class QualityDiversity:
         seeds = [seed_of(layer.seed, "descriptor", axis) for axis in range(self.dimensions)]
         axes_D1GM = torch.stack([torch.randn(1, *layer.groups, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         axes_DX = unit(blurred(axes_D1GM, layer, self.blur_passes[layer.position])).flatten(1)
-        return (axes_DX / axes_DX.shape[1] ** 0.5).T.contiguous().to(layer.device)
+        return (axes_DX / math.sqrt(axes_DX.shape[1])).T.contiguous().to(layer.device)
 
     def _mutate(self, state: ArchiveState, one_BPGM: Tensor, two_BPGM: Tensor) -> Tensor:
         layer, count = state.layer, one_BPGM.shape[1]
