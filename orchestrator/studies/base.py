@@ -32,10 +32,11 @@ FIRST_IMAGES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What settings are derived from: the configuration, and its search layers by name, with their shapes."""
+    """What settings are derived from: the configuration, its search layers by name, with their shapes, and the number of classes."""
 
     config: RunConfig
     layers: Mapping[str, Shape]
+    classes: int
 
     @property
     def searches(self) -> int:
@@ -88,10 +89,12 @@ class SettingResult:
 class Results:
     """Everything a study analyses: settings' results in order, and the images they are of.
 
-    images_NCHW: uint8. labels_N: classes, as numbers; classes: their names. seed: of the run, for what the analysis draws.
+    name: of the study's folder. images_NCHW: uint8. labels_N: classes, as numbers; classes: their names. seed: of the run, for what
+    the analysis draws.
     """
 
     base: Base
+    name: str
     settings: Sequence[SettingResult]
     images_NCHW: NDArray[np.uint8]
     labels_N: NDArray[np.int64]

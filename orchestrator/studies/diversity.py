@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.diversity import cosines, effective_number, noise_like, relative_size
 from orchestrator.studies.base import FIRST_IMAGES, Base, Findings, Results, Setting, several_searches
-from orchestrator.studies.figures import COLOURS, MARKERS, grid, label_once, ticks
+from orchestrator.studies.figures import COLOURS, MARKERS, grid, label_once, say, ticks
 from orchestrator.studies.strategies import built, evaluations, table_of, with_evaluations
 from repsearch.families import STRATEGIES
 
@@ -62,7 +62,7 @@ class Diversity:
     def analyse(self, results: Results) -> Findings:
         """Return one row per strategy, layer and number of searches, and the figure of them."""
         rows = [row for position, layer in enumerate(results.base.layers) for row in rows_of(results, position, layer)]
-        return Findings(figures={"diversity": draw(results.base, rows)}, tables={"diversity": rows})
+        return Findings(figures={"diversity": draw(results, rows)}, tables={"diversity": rows})
 
 
 def rows_of(results: Results, position: int, layer: str) -> Iterator[dict[str, Any]]:
@@ -121,13 +121,14 @@ def _deviation(values: NDArray[np.float64]) -> float:
     return float(np.nanstd(values)) if np.isfinite(values).any() else float("nan")
 
 
-def draw(base: Base, rows: Sequence[dict[str, Any]]) -> Figure:
+def draw(results: Results, rows: Sequence[dict[str, Any]]) -> Figure:
     """Return N_eff of results (above) and of their differences from the own representation (below), a column per layer."""
-    title = f"Distinct results with p(correct) > 0.5: {base.config.dataset['name']}, {rows[0]['images_searched']} images"
-    figure, panels = grid(2, len(base.layers), title)
+    layers = list(results.base.layers)
+    title = f"Distinct results with p(correct) > 0.5: {results.name}, {rows[0]['images_searched']} images"
+    figure, panels = grid(2, len(layers), title)
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     for key, label, line in zip(("n_eff", "n_eff_difference"), ("results", "differences from own"), panels, strict=True):
-        for layer, axes in zip(base.layers, line, strict=True):
+        for layer, axes in zip(layers, line, strict=True):
             here = [row for row in rows if row["layer"] == layer]
             searches = sorted({row["searches"] for row in here})
             for index, name in enumerate(names):
@@ -137,6 +138,8 @@ def draw(base: Base, rows: Sequence[dict[str, Any]]) -> Figure:
                 axes.errorbar(x, y, sd, label=name, markersize=4, capsize=2, linestyle="--" if name == NOISE else "-", **style)
             axes.set(title=layer, xlabel="independent searches K")
             ticks(axes, [float(count) for count in searches])
+            if not any(row["images"] for row in here):
+                say(axes, "no result with p(correct) > 0.5")
         line[0].set_ylabel(f"N_eff of {label}")
     label_once(figure, panels[0][0])
     return figure

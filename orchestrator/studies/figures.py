@@ -7,9 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from orchestrator.plots import COLOURS, DPI, MARKERS
+from orchestrator.plots import COLOURS, MARKERS
 
-__all__ = ["COLOURS", "MARKERS", "grid", "label_once", "ticks"]
+__all__ = ["COLOURS", "MARKERS", "grid", "label_once", "say", "ticks"]
+
+DPI = 100
 
 
 def grid(rows: int, columns: int, title: str, *, width: float = 3.1, height: float = 2.7) -> tuple[Figure, list[list[Axes]]]:
@@ -20,6 +22,7 @@ def grid(rows: int, columns: int, title: str, *, width: float = 3.1, height: flo
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, [list(row) for row in panels]
 
@@ -29,6 +32,12 @@ def ticks(axes: Axes, values: list[float]) -> None:
     axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def say(axes: Axes, text: str) -> None:
+    """Write `text` into a panel that has nothing to show, without numbers on its y axis."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="grey")
+    axes.set_yticks([])
 
 
 def label_once(figure: Figure, axes: Axes) -> None:

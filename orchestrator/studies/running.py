@@ -113,7 +113,8 @@ def perform(work: Work, preflight: Preflight, study: Study, settings: Sequence[S
         work.display.message(f"setting {number + 1} of {len(settings)}: {setting.name}")
         found.append(search_setting(work, number, setting, network))
     results = Results(
-        base=Base(config=work.run.config, layers=preflight.layers),
+        base=base_of(preflight),
+        name=work.run.name,
         settings=found,
         classes=work.run.dataset["classes"],
         seed=work.run.config.run.seed,
@@ -143,6 +144,11 @@ def setting_config(config: RunConfig, setting: Setting) -> RunConfig:
     return config.model_copy(update={"search": search})
 
 
+def base_of(preflight: Preflight) -> Base:
+    """Return what settings are derived from."""
+    return Base(config=preflight.config, layers=preflight.layers, classes=len(preflight.dataset["classes"]))
+
+
 def write(folder: Path, findings: Findings) -> None:
     """Write figures as PNG and tables as CSV."""
     folder.mkdir(exist_ok=True)
@@ -159,7 +165,7 @@ def _checked(config: RunConfig, table: Mapping[str, Any]) -> tuple[Preflight, St
     there = preflight.dataset["train"]
     if not 1 <= study.images <= there:
         raise ConfigError(f"study.images: {study.images} images to search, but there are {there} training images; give 1 to {there}")
-    base = Base(config=config, layers=preflight.layers)
+    base = base_of(preflight)
     settings = study.settings(base)
     for setting in settings:
         built(base, setting.strategy)

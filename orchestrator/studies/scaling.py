@@ -44,7 +44,9 @@ class Scaling:
 
     images: int = FIRST_IMAGES
     strategies: list[str] = field(default_factory=list)
-    factors: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = field(default_factory=lambda: [0.125, 0.25, 0.5, 1.0, 2.0])
+    factors: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = field(
+        default_factory=lambda: [0.125, 0.25, 0.5, 1.0, 2.0]
+    )
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, base: Base) -> list[Setting]:
@@ -60,7 +62,7 @@ class Scaling:
             for axis, factor, _ in self._points(results.base, name)
             for row in rows_of(results.base, axis, factor, next(found))
         ]
-        return Findings(figures={"scaling": draw(results.base, rows)}, tables={"scaling": rows})
+        return Findings(figures={"scaling": draw(results, rows)}, tables={"scaling": rows})
 
     def _names(self, base: Base) -> list[str]:
         return list(dict.fromkeys(self.strategies)) or [base.config.search.strategy["name"]]
@@ -125,13 +127,13 @@ def rows_of(base: Base, axis: str, factor: float, result: SettingResult) -> list
     return rows
 
 
-def draw(base: Base, rows: Sequence[dict[str, Any]]) -> Figure:
+def draw(results: Results, rows: Sequence[dict[str, Any]]) -> Figure:
     """Return cross-entropy against population (above) and against generations (below), a column per layer."""
     names = list(dict.fromkeys(row["strategy"] for row in rows))
-    title = f"Scaling of search: {base.config.dataset['name']}, {rows[0]['images']} images"
-    figure, panels = grid(2, len(base.layers), title)
+    layers = list(results.base.layers)
+    figure, panels = grid(2, len(layers), f"Scaling of search: {results.name}, {rows[0]['images']} images")
     for axis, line in zip(AXES, panels, strict=True):
-        for layer, axes in zip(base.layers, line, strict=True):
+        for layer, axes in zip(layers, line, strict=True):
             here = [row for row in rows if row["axis"] == axis and row["layer"] == layer]
             # All strategies have the x of the first: at one x they have the same evaluations.
             places = {row["factor"]: float(row[axis]) for row in here if row["strategy"] == names[0]}

@@ -43,18 +43,18 @@ class Targets:
     def settings(self, base: Base) -> list[Setting]:
         """Return the own representation and the strategy; raises `ConfigError` as `Study` says."""
         searches = several_searches(base, "targets")
+        if self.images <= base.classes:
+            raise ConfigError(
+                f"study.images: {self.images} images of {base.classes} classes; shares of variance need more images than classes; "
+                f"set it to {base.classes + 1} or more"
+            )
         table = table_of(base, self.strategy or base.config.search.strategy["name"], {})
         own = Setting(name="own representation", strategy=STRATEGIES.resolve({"name": "none"}), searches=1)
         return [own, Setting(name=table["name"], strategy=table, searches=searches)]
 
     def analyse(self, results: Results) -> Findings:
         """Return tables of composition and spectrum, their figure, and the picture grid."""
-        classes, images = len(np.unique(results.labels_N)), len(results.labels_N)
-        if classes < 2 or images <= classes:
-            raise ConfigError(
-                f"study targets: {images} images of {classes} classes; shares of variance need two classes and more images than classes; "
-                "raise study.images"
-            )
+        images = len(results.labels_N)
         composition: list[dict[str, Any]] = []
         spectrum: list[dict[str, Any]] = []
         pictures: list[tuple[str, NDArray[np.float32]]] = []
@@ -65,7 +65,7 @@ class Targets:
             if len(shape) == 3 and min(shape[1:]) >= _SMALLEST_MAP:
                 spectrum += spectrum_rows(layer, own, found)
                 pictures.append((layer, shown(own, found)[chosen]))
-        name = f"{results.base.config.dataset['name']}, {results.settings[1].setting.name}, {images} images"
+        name = f"{results.name}, {results.settings[1].setting.name}, {images} images"
         figures = {"targets": draw(results.base, composition, spectrum, name)}
         if pictures:
             names = [results.classes[label] for label in results.labels_N[chosen]]
