@@ -84,11 +84,9 @@ def whole(plan: SearchPlan, network: SearchableNetwork, data: Data) -> SearchRes
     return search(plan, network, data)
 
 
-@pytest.mark.parametrize("cuts", [[0, 16, 48], [0, 5, 11, 37, 48], [0, 1, 48]])
-def test_results_have_the_same_bits_in_any_shard(
-    cuts: list[int], plan: SearchPlan, network: SearchableNetwork, data: Data, whole: SearchResult
-) -> None:
-    ranges = list(pairwise(cuts))
+def test_results_have_the_same_bits_in_any_shard(plan: SearchPlan, network: SearchableNetwork, data: Data, whole: SearchResult) -> None:
+    # Shards of one image, of whole tiles, and with tiles cut at either end.
+    ranges = list(pairwise([0, 1, 16, 37, 48]))
     # The last shard first: the order does not matter either.
     parts = [search(plan, network, data, first, end - first) for first, end in reversed(ranges)][::-1]
     assert all(torch.equal(one, other) for one, other in zip(joined(parts), joined([whole]), strict=True))
