@@ -151,9 +151,12 @@ def base_of(preflight: Preflight) -> Base:
 
 def write(folder: Path, findings: Findings) -> None:
     """Write figures as PNG and tables as CSV."""
+    # Imported when needed: matplotlib takes half a second.
+    from orchestrator.studies.figures import save
+
     folder.mkdir(exist_ok=True)
     for name, figure in findings.figures.items():
-        figure.savefig(folder / f"{name}.png")
+        save(figure, folder / f"{name}.png")
     for name, rows in findings.tables.items():
         (folder / f"{name}.csv").write_text(csv_text(rows))
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from orchestrator.studies.base import FIRST_IMAGES, Base, Findings, Results, Setting, SettingResult
-from orchestrator.studies.figures import COLOURS, MARKERS, grid, label_once, ticks
+from orchestrator.studies.figures import COLOURS, MARKERS, grid, label_once, log_values, ticks
 from orchestrator.studies.strategies import (
     built,
     evaluations,
@@ -135,21 +135,20 @@ def draw(results: Results, rows: Sequence[dict[str, Any]]) -> Figure:
     for axis, line in zip(AXES, panels, strict=True):
         for layer, axes in zip(layers, line, strict=True):
             here = [row for row in rows if row["axis"] == axis and row["layer"] == layer]
-            # All strategies have the x of the first: at one x they have the same evaluations.
+            # Points are at their factors, labelled by what the first strategy has there: at one x all have as many evaluations.
             places = {row["factor"]: float(row[axis]) for row in here if row["strategy"] == names[0]}
             for index, name in enumerate(names):
-                _curve(axes, [row for row in here if row["strategy"] == name], places, index, name)
+                _curve(axes, [row for row in here if row["strategy"] == name], index, name)
             axes.set(title=layer, xlabel=axis if len(names) == 1 else f"{axis} of {names[0]}")
-            if min(row["p10"] for row in here) > 0 and max(row["p90"] for row in here) > 5 * min(row["p10"] for row in here):
-                axes.set_yscale("log")
-            ticks(axes, sorted(set(places.values())))
+            log_values(axes, min(row["p10"] for row in here), max(row["p90"] for row in here))
+            ticks(axes, list(places), list(places.values()))
         line[0].set_ylabel("cross-entropy (nats)")
     label_once(figure, panels[0][0])
     return figure
 
 
-def _curve(axes: Axes, rows: Sequence[dict[str, Any]], places: dict[float, float], index: int, name: str) -> None:
-    x = [places[row["factor"]] for row in rows]
+def _curve(axes: Axes, rows: Sequence[dict[str, Any]], index: int, name: str) -> None:
+    x = [row["factor"] for row in rows]
     colour = COLOURS[index % len(COLOURS)]
     axes.fill_between(x, [row["p10"] for row in rows], [row["p90"] for row in rows], color=colour, alpha=0.12, linewidth=0)
     spread = [0.0 if np.isnan(row["sd_searches"]) else row["sd_searches"] for row in rows]
