@@ -44,6 +44,8 @@ def log_values(axes: Axes, least: float, most: float) -> None:
     if least <= 0 or most < 4 * least:
         return
     axes.set_yscale("log")
+    # A band may reach down to zero, which has no place on the axis.
+    axes.set_ylim(least / 4, most * 1.5)
     # Over few decades powers of ten alone would leave an axis with one label or none.
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most < 100 * least else (1.0,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

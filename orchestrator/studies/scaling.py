@@ -140,7 +140,7 @@ def draw(results: Results, rows: Sequence[dict[str, Any]]) -> Figure:
             for index, name in enumerate(names):
                 _curve(axes, [row for row in here if row["strategy"] == name], index, name)
             axes.set(title=layer, xlabel=axis if len(names) == 1 else f"{axis} of {names[0]}")
-            log_values(axes, min(row["p10"] for row in here), max(row["p90"] for row in here))
+            log_values(axes, min(row["cross_entropy"] for row in here), max(row["p90"] for row in here))
             ticks(axes, list(places), list(places.values()))
         line[0].set_ylabel("cross-entropy (nats)")
     label_once(figure, panels[0][0])
