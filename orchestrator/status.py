@@ -33,8 +33,8 @@ def status_of(folder: Path) -> dict[str, Any]:
         "round": round_number,
         "rounds_finished": len(finished),
         "rounds_planned": run.config.rounds.count,
-        "phase": _phase(folder, round_number) if current and holder else "",
-        **_shards(folder, round_number, run.dataset["train"], run.config.searcher.shard_examples),
+        "phase": _phase(folder, round_number, study=bool(run.study)) if current and holder else "",
+        **_shards(folder, round_number, run.study.get("images", run.dataset["train"]), run.config.searcher.shard_examples),
         "epoch": _epoch(records, round_number) if current else 0,
         "epochs": run.config.learn.epochs,
         "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
@@ -68,8 +68,9 @@ def _current(records: Sequence[Record]) -> tuple[int, bool]:
     return newest, bool(started) and newest not in finished
 
 
-def _phase(folder: Path, round: int) -> str:
-    return "learn" if (folder / layout.round_document(round)).exists() else "search"
+def _phase(folder: Path, round: int, *, study: bool) -> str:
+    # A study learns nothing.
+    return "learn" if not study and (folder / layout.round_document(round)).exists() else "search"
 
 
 def _shards(folder: Path, round: int, examples: int, size: int) -> dict[str, int]:
