@@ -19,6 +19,7 @@ from repsearch.networks import build_network, layer_name, layer_number, load_arr
 from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, JobResult
+from searcher.kernels.evolution import with_kernels
 from searcher.search import SearchPlan, SearchProgress, SearchResult, search_examples
 from store import Reference, open_store
 from store.parameters import read_parameters
@@ -31,7 +32,7 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     data = cached_data(config.dataset, seed=config.run.seed)
     kind = request.WhichOneof("spec")
     if kind == "check":
-        _plan(config, data, round_number=0, trained=False)
+        _plan(config, data, torch.device(context.device), round_number=0, trained=False)
         return JobResult(dataset_digest=data.digest)
     if kind != "search":
         raise DaemonError(f"a searcher runs `check` and `search` jobs, not {kind!r}; send it to a learner")
@@ -44,7 +45,7 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
 def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, context: JobContext) -> JobResult:
     spec = request.search
     store = open_store(str(context.store_root / request.run_path), chunk_mb=config.store.chunk_mb)
-    plan = _plan(config, data, round_number=spec.round, trained=spec.trained)
+    plan = _plan(config, data, torch.device(context.device), round_number=spec.round, trained=spec.trained)
     table = config.network if spec.trained else config.search_network()
     network = build_network(table, data, seed=config.run.seed, purpose="searched")
     load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
@@ -67,13 +68,15 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
     return JobResult(path=reference.path, digest=reference.digest)
 
 
-def _plan(config: RunConfig, data: Data, *, round_number: int, trained: bool) -> SearchPlan:
-    """Return the search plan; raises `ConfigError` where the configuration does not fit the network."""
+def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: int, trained: bool) -> SearchPlan:
+    """Return the search plan; raises `ConfigError` where the configuration does not fit the network or the device."""
     shapes = NETWORKS.build(config.network, at="network").check(data.input_shape)
     searched = NETWORKS.build(config.search_network(), at="search.network").check(data.input_shape)
     if shapes != searched:
         raise ConfigError(f"search.network: block outputs {searched} differ from the learned network's {shapes}")
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
+    if config.search.kernels:
+        strategy = with_kernels(strategy, device)
     strategy.check(config.search.layers, _layer_shapes(config, shapes, len(data.classes)))
     return SearchPlan(
         strategy=strategy,

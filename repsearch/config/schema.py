@@ -46,6 +46,8 @@ class SearchConfig(Section):
     """Independent results per training image; `learn.targets` says which of them the learner reads."""
     calibration_examples: int = Field(default=1000, ge=2)
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
+    kernels: bool = False
+    """Make evolution's children by fused Triton kernels, on a GPU. They have never run on a real one, so they are off by default."""
 
     @field_validator("layers")
     @classmethod
