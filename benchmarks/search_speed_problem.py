@@ -90,7 +90,6 @@ def make_problem(*, channels: int, images: int, generations: int, tile: int) -> 
     plan = make_plan(generations, tile)
     index_B = torch.arange(images)
     parts = [
-        first_candidates(plan, searched, part, index)
-        for part, index in zip(data.train.images.split(64), index_B.split(64), strict=True)
+        first_candidates(plan, searched, part, index) for part, index in zip(data.train.images.split(64), index_B.split(64), strict=True)
     ]
     return Problem(data, network, searched, plan, torch.cat(parts), data.train.labels, generations)

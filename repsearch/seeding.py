@@ -45,8 +45,8 @@ def keys_of(seed: int, index_B: Tensor) -> Tensor:
     return mix(index_B * _GAMMA + seed)
 
 
-def draw(keys_B: Tensor, counter: Tensor, bound: int) -> Tensor:
-    """Return integers in [0, bound): one per key and counter, int64 of the broadcast shape.
+def draw(keys_B: Tensor, counter: Tensor, bound: int | Tensor) -> Tensor:
+    """Return integers in [0, bound): one per key and counter (and bound), int64 of the broadcast shape.
 
     `counter` numbers the draws of a key; equal counters give equal draws. The bias of the modulo is below bound / 2**33.
     """

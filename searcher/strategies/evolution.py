@@ -16,16 +16,17 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from repsearch.networks.base import Shape
 from repsearch.seeding import draw
+from searcher.children import NORMALISE_EPS, Moments, breed
 from searcher.noise import NoiseTable, noise_table, smooth
 from searcher.strategies.base import Best, SearchLayer, Traits
 from searcher.strategies.schedules import check_blur, check_lengths, passes_bound
 
-NORMALISE_EPS = 1e-5
 _COUNTERS_PER_CHILD = 3  # two pool members and one noise offset
 
 
@@ -120,33 +121,44 @@ class Evolution:
 
     def ask(self, state: EvolutionState) -> Tensor:
         """Return the initial population (B, population, G, M), then explorers and refiners (B, E + R, G, M)."""
-        position = state.layer.position
+        position, parents = state.layer.position, state.parents_BKGM
         alpha, boost = self.strength[position] * self.strength_decay**state.generation, self.boost[position]
-        parents = state.parents_BKGM
-        if state.generation == 0:
-            missing = self.population - parents.shape[1]
-            if missing == 0:
-                return parents
-            return torch.cat([parents, self._children(state, parents, missing, alpha * boost, first=0)], dim=1)
-        explorers = self._children(state, parents, self.explorers, alpha * boost, first=0)
-        pool = torch.cat([parents, explorers], dim=1)
-        refiners = self._children(state, pool, self.refiners, alpha, first=self.explorers)
-        return torch.cat([explorers, refiners], dim=1)
+        B, K, G, M = parents.shape
+        first, second = (self.population - K, 0) if state.generation == 0 else (self.explorers, self.refiners)
+        if first + second == 0:
+            return parents
+        drawn_B3P = self._draws(state, K, first, second)
+        pool_BQGM = state.noise.room(B, K + (first if second else 0))
+        pool_BQGM[:, :K] = parents
+        moments = Moments.of(parents)
+        children_BPGM = parents.new_empty(B, first + second, G, M)
+        if first:
+            more = self._breed(state, pool_BQGM[:, :K], moments, drawn_B3P[..., :first], alpha * boost, children_BPGM[:, :first])
+            if second:
+                pool_BQGM[:, K:] = children_BPGM[:, :first]
+                moments = moments.and_then(more)
+        if second:
+            self._breed(state, pool_BQGM, moments, drawn_B3P[..., first:], alpha, children_BPGM[:, first:])
+        return torch.cat([parents, children_BPGM], dim=1) if state.generation == 0 else children_BPGM
 
     def tell(
         self, state: EvolutionState, candidates_BPGM: Tensor, fitness_BP: Tensor, gradient_BPGM: Tensor | None = None
     ) -> EvolutionState:
         """Return the state with the K fittest of parents and candidates; of equal ones the earlier stays."""
-        if state.generation > 0:
-            fitness_BP = torch.cat([state.fitness_BK, fitness_BP], dim=1)
-            candidates_BPGM = torch.cat([state.parents_BKGM, candidates_BPGM], dim=1)
-        order_BK = fitness_BP.argsort(dim=1, descending=True, stable=True)[:, : self.parents]
-        rows_B1 = torch.arange(len(order_BK), device=order_BK.device)[:, None]
+        kept = state.fitness_BK.shape[1]
+        order_BP = torch.cat([state.fitness_BK, fitness_BP], dim=1).argsort(dim=1, descending=True, stable=True)
+        order_BK = order_BP[:, : self.parents]
+        parents_BKGM = take(candidates_BPGM, (order_BK - kept).clamp_min(0))
+        if kept:
+            # Those that stay are copied from the state: joining parents and candidates to choose among them would copy all of them.
+            stays = (order_BK < kept).flatten().nonzero()[:, 0]
+            stayed_BKGM = take(state.parents_BKGM, order_BK.clamp_max(kept - 1))
+            parents_BKGM.flatten(0, 1).index_copy_(0, stays, stayed_BKGM.flatten(0, 1).index_select(0, stays))
         return replace(
             state,
             generation=state.generation + 1,
-            parents_BKGM=candidates_BPGM[rows_B1, order_BK],
-            fitness_BK=fitness_BP.gather(1, order_BK),
+            parents_BKGM=parents_BKGM,
+            fitness_BK=torch.cat([state.fitness_BK, fitness_BP], dim=1).gather(1, order_BK),
         )
 
     def best(self, state: EvolutionState) -> Best:
@@ -164,30 +176,29 @@ class Evolution:
             finished_B=passes_bound(state.fitness_BK[:, 0], self.stop_probability),
         )
 
-    def _children(self, state: EvolutionState, pool_BQGM: Tensor, count: int, strength: float, *, first: int) -> Tensor:
-        """Return `count` children (B, count, G, M) of `pool_BQGM`; `first` numbers them within the generation's draws."""
-        B, Q, G, M = pool_BQGM.shape
-        counter_P = torch.arange(first, first + count, device=pool_BQGM.device) * _COUNTERS_PER_CHILD
-        counter_P = counter_P + state.generation * self.population * _COUNTERS_PER_CHILD
-        keys_B1 = state.keys_B[:, None]
-        one_BP = draw(keys_B1, counter_P, Q)
-        two_BP = draw(keys_B1, counter_P + 1, Q)
-        noise_BPGM = state.noise.take(draw(keys_B1, counter_P + 2, state.noise.draws))
-        # Crossover as a product with one-hot halves: a gather of both members would move three times the memory.
-        weights_BPQ = pool_BQGM.new_zeros(B, count, Q)
-        halves = pool_BQGM.new_full((B, count, 1), 0.5)
-        weights_BPQ.scatter_add_(2, one_BP[..., None], halves).scatter_add_(2, two_BP[..., None], halves)
-        means_BPGM = torch.bmm(weights_BPQ, pool_BQGM.flatten(2)).view(B, count, G, M)
-        deviation_BPG = torch.bmm(weights_BPQ, deviations(pool_BQGM))
-        children = torch.addcmul(means_BPGM, noise_BPGM, deviation_BPG[..., None], value=strength)
-        return self._finish(children, state.layer)
+    def _draws(self, state: EvolutionState, parents: int, first: int, second: int) -> Tensor:
+        """Return two pool members and a draw of noise per child (B, 3, first + second), all from one hash."""
+        device = state.keys_B.device
+        child_P = torch.arange(first + second, device=device) + state.generation * self.population
+        counter_3P = child_P * _COUNTERS_PER_CHILD + torch.arange(_COUNTERS_PER_CHILD, device=device)[:, None]
+        bound_3P = torch.full_like(counter_3P, parents)
+        bound_3P[:2, first:] = parents + first
+        bound_3P[2] = state.noise.draws
+        return draw(state.keys_B[:, None, None], counter_3P, bound_3P)
 
-    def _finish(self, children_BPGM: Tensor, layer: SearchLayer) -> Tensor:
+    def _breed(
+        self, state: EvolutionState, pool_BQGM: Tensor, moments: Moments, drawn_B3P: Tensor, strength: float, out_BPGM: Tensor
+    ) -> Moments:
+        """Write children of a pool into `out_BPGM`, and return their moments."""
+        layer = state.layer
         passes = self.blur_passes[layer.position] if self.blur == "candidate" and layer.is_map else 0
-        if passes:
-            maps = children_BPGM.reshape(-1, *layer.shape[1:])
-            children_BPGM = smooth(maps, passes).reshape(children_BPGM.shape)
-        return finish(children_BPGM, layer)
+        unit = layer.kind == "block" and not passes
+        found = breed(state.noise, pool_BQGM, moments, drawn_B3P, strength, unit=unit, out_BPGM=out_BPGM)
+        if not passes:
+            return found
+        maps = smooth(out_BPGM.reshape(-1, *layer.shape[1:]), passes).view(out_BPGM.shape)
+        out_BPGM.copy_(finish(maps, layer))
+        return Moments.of(out_BPGM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +213,16 @@ class EvolutionState:
     fitness_BK: Tensor
 
 
+def take(candidates_BPGM: Tensor, index_BK: Tensor) -> Tensor:
+    """Return candidates (B, K, G, M) by their numbers; whole candidates are copied, which indexing by two axes does slowly."""
+    B, P, G, M = candidates_BPGM.shape
+    rows_BK = index_BK + torch.arange(B, device=index_BK.device)[:, None] * P
+    return candidates_BPGM.reshape(B * P, G * M).index_select(0, rows_BK.flatten()).view(B, -1, G, M)
+
+
 def deviations(maps_BPGM: Tensor) -> Tensor:
-    """Return the standard deviation over positions (B, P, G), as sqrt(E[x^2] - m^2): `torch.std` is 70 times slower on CPU."""
-    mean_BPG = maps_BPGM.mean(dim=-1)
-    square_BPG = torch.linalg.vector_norm(maps_BPGM, dim=-1).square() / maps_BPGM.shape[-1]
-    variance_BPG: Tensor = square_BPG - mean_BPG.square()
-    return variance_BPG.clamp_min(0).sqrt()
+    """Return the standard deviation over positions (B, P, G)."""
+    return Moments.of(maps_BPGM).deviation_BPG
 
 
 def finish(candidates_BPGM: Tensor, layer: SearchLayer) -> Tensor:
@@ -218,9 +233,6 @@ def finish(candidates_BPGM: Tensor, layer: SearchLayer) -> Tensor:
 
 
 def normalise_groups(maps_BPGM: Tensor) -> Tensor:
-    """Return each candidate with zero mean and unit variance over (G, M), eps 1e-5; equals `layer_norm` to rounding, 4 times faster."""
-    flat_BPX = maps_BPGM.flatten(2)
-    mean_BP1 = flat_BPX.mean(dim=-1, keepdim=True)
-    square_BP1 = torch.linalg.vector_norm(flat_BPX, dim=-1, keepdim=True).square() / flat_BPX.shape[-1]
-    scale_BP1 = torch.rsqrt((square_BP1 - mean_BP1.square()).clamp_min(0) + NORMALISE_EPS)
-    return torch.addcmul(-mean_BP1 * scale_BP1, flat_BPX, scale_BP1).view_as(maps_BPGM)
+    """Return each candidate with zero mean and unit variance over (G, M), eps 1e-5; equals `layer_norm` to rounding, twice as fast."""
+    B, P, G, M = maps_BPGM.shape
+    return F.group_norm(maps_BPGM.reshape(B * P, G, M), 1, eps=NORMALISE_EPS).view(B, P, G, M)
