@@ -280,6 +280,7 @@ def test_a_layer_that_does_not_fit_the_kernel_is_refused() -> None:
         ({"mutation": Table(torch.zeros(2, 169))}, r"table of \(2, 169\) for 3 x 169"),
         ({"mutation": Philox(passes=1), "candidate_passes": 2}, "smooth the mutation or the child, not both"),
         ({"recentre": True}, "recentre with 3 groups"),
+        ({"out_BPGM": torch.zeros(3, 2, 3, 169)}, r"give \(3, 1, 3, 169\), contiguous from P on"),
         ({"pool": torch.zeros(1, 1, 1, 70_000), "map_shape": (1, 70_000)}, "a group of 70000 values takes 131072 registers"),
         ({"pool": torch.zeros(1, 2, 3, 169, dtype=torch.float64)}, "pool of torch.float64"),
     ],

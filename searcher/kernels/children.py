@@ -55,6 +55,7 @@ def children(
     map_shape: tuple[int, int],
     candidate_passes: int = 0,
     recentre: bool = False,
+    out_BPGM: Tensor | None = None,
 ) -> Tensor:
     """Return children (B, count, G, M) of `pool_BQGM`, in its precision (float32, bfloat16 or float16); arithmetic is float32.
 
@@ -65,12 +66,17 @@ def children(
     map_shape: (H, W) with H * W = M; (1, M) for a vector or logits.
     candidate_passes: smoothing of the whole child, before normalisation.
     recentre: subtract the mean instead of normalising (logits; one group only).
+    out_BPGM: written and returned instead of a new tensor; a part of a larger one along P will do.
     Raises ValueError for arguments that do not fit, or a device that the kernels do not run on.
     """
     B, Q, G, M = pool_BQGM.shape
     passes = mutation.passes if isinstance(mutation, Philox) else 0
     _check(pool_BQGM, mutation, map_shape, passes, candidate_passes, recentre)
-    out_BPGM = pool_BQGM.new_empty(B, count, G, M)
+    out_BPGM = pool_BQGM.new_empty(B, count, G, M) if out_BPGM is None else out_BPGM
+    if out_BPGM.shape != (B, count, G, M) or out_BPGM.dtype != pool_BQGM.dtype or out_BPGM.stride()[1:] != (G * M, M, 1):
+        raise ValueError(
+            f"out_BPGM of {tuple(out_BPGM.shape)}, {out_BPGM.dtype}; give {(B, count, G, M)}, contiguous from P on, of the pool's"
+        )
     if out_BPGM.numel() == 0:
         return out_BPGM
     layout = Layout.of(G, map_shape, smoothed=passes + candidate_passes > 0)
@@ -99,6 +105,7 @@ def children(
             count,
             Q,
             len(table) - G + 1,
+            out_BPGM.stride(0),
             G,
             layout.H,
             layout.W,

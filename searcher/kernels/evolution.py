@@ -52,26 +52,32 @@ class FusedEvolution(Evolution):
         """Return what `Evolution.ask` returns, to rounding."""
         position, parents = state.layer.position, state.parents_BKGM
         alpha, boost = self.strength[position] * self.strength_decay**state.generation, self.boost[position]
+        B, K, G, M = parents.shape
         if state.generation == 0:
-            missing = self.population - parents.shape[1]
-            return torch.cat([parents, self._fused(state, parents, missing, alpha * boost, first=0)], dim=1)
-        explorers = self._fused(state, parents, self.explorers, alpha * boost, first=0)
-        refiners = self._fused(state, torch.cat([parents, explorers], dim=1), self.refiners, alpha, first=self.explorers)
-        return torch.cat([explorers, refiners], dim=1)
+            population_BPGM = parents.new_empty(B, self.population, G, M)
+            population_BPGM[:, :K] = parents
+            self._fused(state, parents, population_BPGM[:, K:], alpha * boost, first=0)
+            return population_BPGM
+        children_BPGM = parents.new_empty(B, self.explorers + self.refiners, G, M)
+        explorers_BEGM, refiners_BRGM = children_BPGM[:, : self.explorers], children_BPGM[:, self.explorers :]
+        self._fused(state, parents, explorers_BEGM, alpha * boost, first=0)
+        self._fused(state, torch.cat([parents, explorers_BEGM], dim=1), refiners_BRGM, alpha, first=self.explorers)
+        return children_BPGM
 
-    def _fused(self, state: EvolutionState, pool_BQGM: Tensor, count: int, strength: float, *, first: int) -> Tensor:
-        """Return `count` children of a pool; `first` numbers them within the generation."""
+    def _fused(self, state: EvolutionState, pool_BQGM: Tensor, out_BPGM: Tensor, strength: float, *, first: int) -> None:
+        """Write children of a pool into `out_BPGM`; `first` numbers them within the generation."""
         layer = state.layer
-        return children(
+        children(
             pool_BQGM,
             keys_B=state.keys_B,
             counter=(state.generation * self.population + first) * _DRAWS_PER_CHILD,
-            count=count,
+            count=out_BPGM.shape[1],
             strength=strength,
             mutation=Table(rows_of(state.noise, layer.device)),
             map_shape=_map_shape(layer.shape),
             candidate_passes=self.blur_passes[layer.position] if self.blur == "candidate" and layer.is_map else 0,
             recentre=layer.kind == "logits",
+            out_BPGM=out_BPGM,
         )
 
 

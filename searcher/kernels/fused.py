@@ -115,6 +115,7 @@ def children_kernel(
     P,
     Q,
     draws,
+    out_stride,
     G,
     H,
     W,
@@ -151,7 +152,7 @@ def children_kernel(
     position = index // WP * W + index % WP
     real = (index // WP < H) & (index % WP < W)
     group = tl.arange(0, T)
-    target = out + program * G * M
+    target = out + example * out_stride + program % P * G * M
     if TILES == 1:
         inside = (group < G)[:, None] & real[None, :]
         place = group[:, None] * M + position[None, :]
