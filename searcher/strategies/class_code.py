@@ -17,15 +17,15 @@ from torch import Tensor
 
 from repsearch.networks.base import Shape
 from repsearch.seeding import seed_of
-from searcher.strategies.base import Best, SearchLayer, Traits
+from searcher.strategies.base import SearchLayer, Traits
 from searcher.strategies.evolution import finish
-from searcher.strategies.fixed import FixedTarget
+from searcher.strategies.fixed import FixedStrategy, FixedTarget
 from searcher.strategies.moves import blurred
 from searcher.strategies.schedules import check_blur, check_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassCode:
+class ClassCode(FixedStrategy):
     """A target of own representation times (1 - mix) plus class code times mix, normalised; 0 evaluations.
 
     mix: share of the code; 1: the code alone. Relative size r of code to own representation is mix = r / (1 + r).
@@ -50,18 +50,6 @@ class ClassCode:
         check_lengths({"blur_passes": self.blur_passes}, layers)
         check_blur(self.blur_passes, layers, shapes)
 
-    def generations_at(self, position: int) -> int:
-        """Return 0."""
-        return 0
-
-    def evaluations(self, position: int) -> int:
-        """Return 0."""
-        return 0
-
-    def starts(self, position: int) -> int:
-        """Return 1: the network's own representation."""
-        return 1
-
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> FixedTarget:
         """Return the state that holds the target."""
         own_B1GM = start_BSGM[:, :1]
@@ -80,15 +68,3 @@ class ClassCode:
             torch.randn(layer.groups, generator=torch.Generator().manual_seed(seed_of(layer.seed, "code", k))) for k in range(layer.classes)
         ]
         return finish(blurred(torch.stack(codes)[:, None], layer, self.blur_passes[layer.position]), layer)[:, 0].to(layer.device)
-
-    def ask(self, state: FixedTarget) -> Tensor:
-        """Return the target (B, 1, G, M)."""
-        return state.target_B1GM
-
-    def tell(self, state: FixedTarget, candidates_BPGM: Tensor, fitness_BP: Tensor, gradient_BPGM: Tensor | None = None) -> FixedTarget:
-        """Return the state with the target's fitness."""
-        return state.measured(fitness_BP)
-
-    def best(self, state: FixedTarget) -> Best:
-        """Return the target."""
-        return state.best()

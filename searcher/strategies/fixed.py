@@ -1,4 +1,4 @@
-"""The state of strategies that know their target from the start."""
+"""Strategies that know their target from the start: their state, and what they have in common."""
 
 from __future__ import annotations
 
@@ -28,3 +28,31 @@ class FixedTarget:
     def best(self) -> Best:
         """Return the target."""
         return Best(targets_BRGM=self.target_B1GM, fitness_BR=self.fitness_B1, seeds_BSGM=self.target_B1GM)
+
+
+class FixedStrategy:
+    """A strategy whose `init` knows the target: one candidate, measured for the record, and no evaluations (see `Traits.chooses`)."""
+
+    def generations_at(self, position: int) -> int:
+        """Return 0."""
+        return 0
+
+    def evaluations(self, position: int) -> int:
+        """Return 0."""
+        return 0
+
+    def starts(self, position: int) -> int:
+        """Return 1: the network's own representation."""
+        return 1
+
+    def ask(self, state: FixedTarget) -> Tensor:
+        """Return the target (B, 1, G, M)."""
+        return state.target_B1GM
+
+    def tell(self, state: FixedTarget, candidates_BPGM: Tensor, fitness_BP: Tensor, gradient_BPGM: Tensor | None = None) -> FixedTarget:
+        """Return the state with the target's fitness."""
+        return state.measured(fitness_BP)
+
+    def best(self, state: FixedTarget) -> Best:
+        """Return the target."""
+        return state.best()
