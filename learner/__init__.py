@@ -7,6 +7,7 @@ optimisers/  how gradients change parameters (plug-ins)
 schedule     learning rate and batch order as functions of step and epoch
 targets      committed targets of a round as tensors, checked
 checkpoints  state after each epoch, in the store
+snapshots    the network of every so many epochs, kept for analysis
 evaluation   accuracy and cross-entropy on a split
 cli          `learner serve`
 """

@@ -17,6 +17,7 @@ from learner.evaluation import Evaluation, evaluate
 from learner.fit import FitPlan, FitState, TrainingSet, fit
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
+from learner.snapshots import Snapshots, WithSnapshots
 from learner.targets import read_targets
 from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
@@ -117,20 +118,22 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
             f"learn.objective: {name!r} needs searched targets, and the round has none; choose a policy that searches, or cross_entropy"
         )
     context.progress(0, task.epochs, unit="epochs", text="reading targets" if names else "")
-    searches, best = config.search.searches_per_example, config.learn.targets == "best"
-    targets = read_targets(run.store, task.shards, names, network, data, searches=searches, best=best)
+    searches, pick = config.search.searches_per_example, config.learn.targets
+    targets = read_targets(run.store, task.shards, names, network, data, searches=searches, pick=pick)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
-    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.run.seed, task.round)
-    training = TrainingSet.on(context.device, data.train, targets, results=1 if best or not targets else searches)
-    state = fit(network, training, validation, plan, _checkpoints(run, task), context)
-    attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluate(network, validation), evaluate(network, test))}
+    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round)
+    training = TrainingSet.on(context.device, data.train, targets, results=searches if pick == "random" and targets else 1)
+    snapshots = _snapshots(run, task)
+    state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context)
+    measured = _measured(state, evaluate(network, validation), evaluate(network, test))
+    attributes = {"kind": "network", **_identity(run, task), **measured, "snapshots": snapshots.listed()}
     context.check()
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
 
 
 def _initial_network(run: Run, task: LearnTask) -> SearchableNetwork:
-    network = build_network(run.config.network, run.data, seed=run.config.run.seed, purpose="learned")
+    network = build_network(run.config.network, run.data, seed=run.config.learn_seed(), purpose="learned")
     if task.initial_network is not None:
         load_arrays(network, read_parameters(run.store, task.initial_network))
     return network
@@ -144,6 +147,18 @@ def _checkpoints(run: Run, task: LearnTask) -> StoreCheckpoints:
         attempt=task.attempt,
         digest=task.digest,
         keep=run.config.learn.keep_checkpoints,
+        attributes=_identity(run, task),
+    )
+
+
+def _snapshots(run: Run, task: LearnTask) -> Snapshots:
+    return Snapshots(
+        run.store,
+        task.output_path,
+        attempt=task.attempt,
+        digest=task.digest,
+        every=run.config.learn.snapshots,
+        epochs=task.epochs,
         attributes=_identity(run, task),
     )
 

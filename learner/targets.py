@@ -6,6 +6,7 @@ Where an example was searched R > 1 times, the arrays have an axis of R results 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from repsearch.networks import SearchableNetwork, layer_name
 from repsearch.seeding import generator
 from store import Manifest, Reference, RepresentationStore
 
+Pick = Literal["best", "random"] | int
+"""Which of several results of an example is read; see `learn.targets`."""
+
 
 def read_targets(
     store: RepresentationStore,
@@ -26,11 +30,12 @@ def read_targets(
     data: Data,
     *,
     searches: int = 1,
-    best: bool = True,
+    pick: Pick = "best",
 ) -> dict[str, Tensor]:
     """Return the targets of every training example, in order: name -> (N, X), float16 or float32 as stored (bfloat16 as float32).
 
-    `searches`: results per example. Of several, the fittest (mean over the search layers) is read if `best`, else all: (N, R, X).
+    `searches`: results per example. Of several, `pick` is read: the fittest ("best", mean over the search layers), all of them for
+    "random": (N, R, X), or the one of a number.
 
     Raises `StoreError` naming the shard whose layers or shapes do not fit, or the examples that no shard or two shards cover;
     `DaemonError` for targets of other data; `NumericalError` naming array and example for a value that is not finite.
@@ -45,11 +50,11 @@ def read_targets(
         _check_shard(shard, manifest, names, data)
         first, count = int(manifest.attributes["first"]), int(manifest.attributes["count"])
         several = (searches,) if searches > 1 else ()
-        fittest = _fittest(store, shard) if several and best else None
+        chosen = _chosen(store, shard, count, pick) if several and pick != "random" else None
         for name in names:
             values = _read_array(store, shard, name, (count, *several, *shapes[name]), first)
-            if fittest is not None:
-                values = values[torch.arange(count), fittest]
+            if chosen is not None:
+                values = values[torch.arange(count), chosen]
             whole = targets.setdefault(name, torch.empty((len(data.train), *values.shape[1:]), dtype=values.dtype))
             whole[first : first + count] = values
     return targets
@@ -58,6 +63,11 @@ def read_targets(
 def draw_results(examples: int, searches: int, *, seed: int, round: int, epoch: int) -> Tensor:
     """Return which of its `searches` results each example learns from in `epoch`: int64 (N,), one draw for all layers."""
     return torch.randint(searches, (examples,), generator=generator(seed, "learn", round, epoch, "targets"))
+
+
+def _chosen(store: RepresentationStore, shard: Reference, count: int, pick: Pick) -> Tensor:
+    """Return the number of each example's result to read."""
+    return torch.full((count,), pick) if isinstance(pick, int) else _fittest(store, shard)
 
 
 def _fittest(store: RepresentationStore, shard: Reference) -> Tensor:

@@ -14,7 +14,7 @@ from orchestrator.status import state_of
 from repsearch.errors import ConfigError
 from store import open_store
 
-_PLACEMENT = ("run.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints")
+_PLACEMENT = ("run.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints", "learn.snapshots")
 """Settings that do not change what a run computes."""
 _MISSING = None
 

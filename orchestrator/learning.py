@@ -12,11 +12,11 @@ from orchestrator.journal import Point
 from orchestrator.policies import RoundPlan
 from orchestrator.scheduling import Daemon, Hooks, Points, Task, run_tasks
 from orchestrator.searching import SearchRecord, next_attempt, written
-from orchestrator.work import Work, as_message, reference_at
+from orchestrator.work import Work, as_message
 from repsearch.config import json_digest
 from repsearch.errors import RepSearchError
 from repsearch.rpc.v1 import jobs_pb2
-from store import Reference, layout
+from store import Reference, layout, reference_at
 from store.verification import verify_group
 
 _LEARNED = re.compile(r"learned-a(\d+)")

@@ -67,6 +67,7 @@ def check_run(config: RunConfig) -> Preflight:
     policy.check(config)
     check_root(run_root(config))
     _check_objective(config, policy)
+    _check_targets(config)
     _check_devices(config)
     data = _load(config)
     shapes = _check_networks(config, data)
@@ -115,6 +116,15 @@ def _check_objective(config: RunConfig, policy: RoundPolicy) -> None:
         raise ConfigError(
             f"rounds.policy: {config.rounds.policy['name']} searches nothing, but the objective {name} learns from searched targets; "
             'set learn.objective = "cross_entropy", or rounds.policy = "closed_loop"'
+        )
+
+
+def _check_targets(config: RunConfig) -> None:
+    wanted, there = config.learn.targets, config.search.searches_per_example
+    if isinstance(wanted, int) and wanted >= there:
+        raise ConfigError(
+            f"learn.targets: result {wanted} is not there: images have {there} (search.searches_per_example), numbered from 0; "
+            f"raise that to {wanted + 1}, or choose 0 to {there - 1}"
         )
 
 

@@ -16,10 +16,10 @@ from orchestrator.journal import Point
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import shards_of
 from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
-from orchestrator.work import Work, as_document, as_message, document_there, reference_at
+from orchestrator.work import Work, as_document, as_message, document_there
 from repsearch.errors import RepSearchError, StoreError
 from repsearch.rpc.v1 import jobs_pb2
-from store import Manifest, Reference, layout
+from store import Manifest, Reference, layout, reference_at
 from store.verification import verify_group
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from orchestrator.runs import Run
 from orchestrator.scheduling import Daemon
 from orchestrator.tracking import Tracker
 from repsearch.rpc.v1 import jobs_pb2
-from store import Reference, Store, manifest
+from store import Reference, Store
 
 
 class RunLog:
@@ -82,13 +81,6 @@ def document_there(store: Store, path: str) -> bool:
     """Return whether the document `path` exists."""
     folder, _, name = path.rpartition("/")
     return name in store.documents(folder)
-
-
-def reference_at(store: Store, path: str) -> Reference:
-    """Return the reference of the group committed at `path`."""
-    found = store.manifest(path)
-    data = manifest.encode(path, found.arrays, found.attributes, found.metadata)
-    return Reference(path, hashlib.sha256(data).hexdigest())
 
 
 def as_message(reference: Reference) -> jobs_pb2.Reference:

@@ -13,6 +13,7 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
     memory_store  `MemoryStore`: the same contract in memory
     opening       from what a user writes for a store to a store
     layout        where things lie in a run's folder
+    references    the reference of a group that is there
     parameters    named parameters as one flat array per dtype
     verification  checks of a group and of a whole run
 """
@@ -23,6 +24,7 @@ from store.base import DocumentStore, Reference, RepresentationStore, Store
 from store.manifest import ArrayInfo, Manifest
 from store.memory_store import MemoryStore
 from store.opening import open_store
+from store.references import reference_at
 from store.zarr_store import ZarrStore
 
 __all__ = [
@@ -35,4 +37,5 @@ __all__ = [
     "Store",
     "ZarrStore",
     "open_store",
+    "reference_at",
 ]

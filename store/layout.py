@@ -3,6 +3,7 @@
 run.json                                     config, digests, seed, versions
 rounds/00003/network/initial                 the network searched in round 0
 rounds/00003/network/learned-a1              the network learned by attempt 1
+rounds/00003/epochs/a01-e0007                the network of attempt 1 after epoch 7, where `learn.snapshots` keeps it
 rounds/00003/search/00017-a2                 shard 17, attempt 2
 rounds/00003/round.json, report.json         the attempts that count; the figures of the round
 checkpoints/00003/a01-e0007                  the learner's state of attempt 1 after epoch 7
@@ -48,6 +49,16 @@ def learned_network_path(round: int, attempt: int) -> str:
     return f"{network_folder(round)}/learned-a{attempt}"
 
 
+def snapshot_path(learned: str, attempt: int, epoch: int) -> str:
+    """The network after an epoch of the learning by `attempt` whose result is the group `learned`."""
+    return f"{snapshot_folder(learned)}/a{attempt:02d}-e{epoch:04d}"
+
+
+def snapshot_folder(learned: str) -> str:
+    """Folder of the networks by epoch of the round that the network `learned` is of."""
+    return f"{learned.rsplit('/', 2)[0]}/epochs"
+
+
 def shard_path(round: int, shard: int, attempt: int) -> str:
     """One attempt at a shard of a round."""
     return f"{search_folder(round)}/{shard:05d}-a{attempt}"
@@ -74,7 +85,7 @@ def parse_shard_name(name: str) -> tuple[int, int]:
 
 
 def parse_checkpoint_name(name: str) -> tuple[int, int]:
-    """Return attempt and epoch of a name such as "a01-e0007"; raises `StoreError` for another form."""
+    """Return attempt and epoch of a checkpoint or snapshot such as "a01-e0007"; raises `StoreError` for another form."""
     return _numbers(r"a(\d{2,})-e(\d{4,})", name, "a checkpoint, such as a01-e0007")
 
 

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "network too deep": (["network.blocks=9"], 2, "network.blocks: 9 blocks do not fit 8x8 images"),
     "another searched shape": (["search.network.width=16"], 2, "search.network"),
     "batch larger than the data": (["learn.batch_size=201"], 2, "learn.batch_size: 201 is more than the 200 training examples"),
+    "result that is not there": (["learn.targets=1"], 2, "learn.targets: result 1 is not there: images have 1"),
     "policy without targets": (["rounds.policy=learn_only"], 2, "rounds.policy: learn_only searches nothing"),
     "objective without targets": (["learn.objective=cross_entropy"], 2, "learns from labels alone"),
     "one shot of many rounds": (["rounds.policy=one_shot"], 2, "set rounds.count = 1"),

@@ -95,7 +95,15 @@ def changed(*overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize(
     "override",
-    ["rounds.count=9", "searcher.count=2", "searcher.threads=4", "learner.device=cuda", "tracking.enabled=false", "run.root=elsewhere"],
+    [
+        "rounds.count=9",
+        "searcher.count=2",
+        "searcher.threads=4",
+        "learner.device=cuda",
+        "tracking.enabled=false",
+        "run.root=elsewhere",
+        "learn.snapshots=1",
+    ],
 )
 def test_placement_tracking_and_the_number_of_rounds_are_in_no_digest(override: str) -> None:
     assert search_digest(changed(override)) == search_digest(changed())

@@ -156,6 +156,54 @@ def test_a_cancelled_job_writes_no_network(tmp_path: Path) -> None:
     assert ZarrStore(tmp_path / "run").committed(layout.network_folder(1)) == []
 
 
+def parameters(root: Path, reference: Reference | JobResult) -> dict[str, np.ndarray]:
+    return read_parameters(ZarrStore(root / "run"), Reference(reference.path, reference.digest))
+
+
+def test_the_seed_of_learning_sets_initial_parameters_and_batches_but_not_the_data(tmp_path: Path) -> None:
+    labels = {"objective": {"name": "cross_entropy"}}
+    found = []
+    for number, fields in enumerate(({}, {"seed": 0}, {"seed": 5})):
+        # A folder each: the made-up digest would let one go on from another's checkpoint.
+        root = tmp_path / str(number)
+        found.append([*parameters(root, learn(root, digits_config(learn={**labels, **fields}), learn_spec([], epochs=1))).values()])
+    unset, same, other = found
+    assert all(np.array_equal(one, two) for one, two in zip(unset, same, strict=True))
+    assert not all(np.array_equal(one, two) for one, two in zip(unset, other, strict=True))
+
+
+def test_snapshots_are_the_networks_of_their_epochs_whichever_attempt_wrote_them(tmp_path: Path) -> None:
+    config = digits_config(learn={"objective": {"name": "cross_entropy"}, "schedule": "constant", "snapshots": 2})
+    context = Recorder(store_root=tmp_path)
+
+    def stop() -> None:
+        if context.progressed[-1][0] == 3:
+            raise JobCancelled("job")
+
+    context.on_check = stop
+    with pytest.raises(JobCancelled):
+        learn(tmp_path, config, learn_spec([], epochs=5), context)
+    assert ZarrStore(tmp_path / "run").committed("rounds/00001/epochs") == ["a01-e0002"]
+    result = learn(tmp_path, config, learn_spec([], attempt=2, epochs=5))
+    listed = ZarrStore(tmp_path / "run").manifest(result.path).attributes["snapshots"]
+    assert [(entry["epoch"], entry["path"]) for entry in listed] == [
+        (2, "rounds/00001/epochs/a01-e0002"), (4, "rounds/00001/epochs/a02-e0004"), (5, "rounds/00001/epochs/a02-e0005"),
+    ]  # fmt: skip
+    short = learn(tmp_path / "short", config, learn_spec([], epochs=2))
+    for reference, root, expected in ((listed[0], tmp_path / "short", short), (listed[2], tmp_path, result)):
+        found = parameters(tmp_path, Reference(reference["path"], reference["digest"]))
+        wanted = parameters(root, expected)
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_without_snapshots_none_are_kept(tmp_path: Path) -> None:
+    result = learn(tmp_path, digits_config(learn={"objective": {"name": "cross_entropy"}}), learn_spec([], epochs=2))
+    store = ZarrStore(tmp_path / "run")
+    assert store.manifest(result.path).attributes["snapshots"] == []
+    assert store.committed("rounds/00001/epochs") == []
+
+
 PROCESS = """
 import sys
 from pathlib import Path

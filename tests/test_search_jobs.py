@@ -85,12 +85,14 @@ def test_several_results_are_an_axis_and_the_learner_reads_the_fittest_or_all(tm
     stored, fitness = store.read(shard, "block0"), store.read(shard, "fitness_after")
     assert stored.shape == (200, 3, 8, 3, 3)
     assert fitness.shape == (200, 3, 3)
-    everything = read_targets(store, [shard], names, network, data, searches=3, best=False)
+    everything = read_targets(store, [shard], names, network, data, searches=3, pick="random")
     assert everything["block0"].shape == (200, 3, 8, 3, 3)
     best = read_targets(store, [shard], names, network, data, searches=3)
     rows, fittest = np.arange(200), fitness.mean(axis=2).argmax(axis=1)
     assert np.array_equal(best["block0"].numpy(), stored[rows, fittest])
     assert best["logits"].shape == (200, 10)
+    second = read_targets(store, [shard], names, network, data, searches=3, pick=1)
+    assert np.array_equal(second["block0"].numpy(), stored[:, 1])
 
 
 def test_every_epoch_draws_one_result_per_image_for_all_layers() -> None:
@@ -115,7 +117,7 @@ def test_learning_from_drawn_results_repeats_to_the_bit(tmp_path: Path) -> None:
 
     def learned() -> list[np.ndarray]:
         network = network_for(data)
-        targets = read_targets(store, [shard], ("block0", "block1", "logits"), network, data, searches=2, best=False)
+        targets = read_targets(store, [shard], ("block0", "block1", "logits"), network, data, searches=2, pick="random")
         training = TrainingSet.on("cpu", data.train, targets, results=2)
         fit(network, training, data.validation, plan_for(epochs=2, objective=Regression()), NoCheckpoints(), Recorder())
         return list(to_arrays(network).values())

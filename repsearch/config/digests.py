@@ -11,6 +11,8 @@ from repsearch.config.schema import RunConfig
 
 _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
+_KEPT = ("keep_checkpoints", "snapshots")
+"""Fields of `learn` that say what is kept of it, not what is learned."""
 
 
 def search_digest(config: RunConfig) -> str:
@@ -34,5 +36,5 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     # Where the data lie does not matter: the dataset digest tells which they are.
     parts["dataset"] = {key: value for key, value in parts["dataset"].items() if key not in ("root", "download")}
     if "learn" in parts:
-        parts["learn"] = {key: value for key, value in parts["learn"].items() if key != "keep_checkpoints"}
+        parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
     return json_digest({"seed": config.run.seed, **parts})

@@ -63,8 +63,11 @@ class LearnConfig(Section):
     """Learning objective (family `objectives`)."""
     optimiser: PluginTable = Field(default_factory=lambda: {"name": "adamw"})
     """Optimiser (family `optimisers`)."""
-    targets: Literal["best", "random"] = "best"
-    """Where images have several searched results: the fittest one (mean over the search layers), or one drawn anew in every epoch."""
+    targets: Literal["best", "random"] | Annotated[int, Field(ge=0)] = "best"
+    """Where images have several searched results: the fittest one (mean over the search layers), one drawn anew in every epoch, or the
+    one of this number, from 0."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Seed of initial parameters, batch order and augmentation, where it is not to be `run.seed`."""
     start: Literal["fresh", "warm"] = "fresh"
     """Each round learns from initial parameters, or goes on from the network of the round before."""
     epochs: int = Field(default=12, ge=1)
@@ -83,6 +86,8 @@ class LearnConfig(Section):
     """Augmentation: shift images by up to this many pixels (reflection pad, random crop)."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest epoch checkpoints kept while a round learns."""
+    snapshots: int = Field(default=0, ge=0)
+    """Keep the network of every so many epochs, and of the last one, for `orchestrator analyse`; 0: none. Parameters alone are kept."""
 
 
 class RoundsConfig(Section):
@@ -149,3 +154,7 @@ class RunConfig(Section):
     def search_network(self) -> PluginTable:
         """Table of the untrained network that round 0 searches: `[network]` with the fields of `[search.network]`."""
         return {**self.network, **self.search.network}
+
+    def learn_seed(self) -> int:
+        """Seed of what is random in learning: `learn.seed`, or the run's."""
+        return self.run.seed if self.learn.seed is None else self.learn.seed
