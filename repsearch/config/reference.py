@@ -7,6 +7,7 @@ A section's field is described by the string below it; a plug-in's field by a `f
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -119,10 +120,16 @@ def _member(family: Family, name: str) -> str:
     summary = " ".join(re.split(r"\n\s*\n", _docstring(member))[0].split())
     rows = [
         _row(field.name, value_text(schema["properties"][field.name]), _default(field), descriptions[field.name])
-        for field in fields(member)
+        for field in _in_order(member)
     ]
     table = "\n".join([_HEADER, *rows]) if rows else "No fields."
     return f'### `name = "{name}"`\n\n{summary}\n\n{table}\n'
+
+
+def _in_order(member: type[Any]) -> list[Field[Any]]:
+    # What the members of a family have in common comes after a member's own fields.
+    own = [name for base in member.__mro__ for name in inspect.get_annotations(base)]
+    return sorted(fields(member), key=lambda field: own.index(field.name))
 
 
 def value_text(prop: Mapping[str, Any]) -> str:

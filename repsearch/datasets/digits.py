@@ -10,11 +10,12 @@ import torch
 from pydantic import Field
 
 from repsearch.datasets.base import Data, Split
+from repsearch.datasets.noise import LabelNoise
 from repsearch.datasets.splitting import assemble, choose
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(LabelNoise):
     """scikit-learn's digits, 1x8x8, ten classes; values 0..16 become 0..255.
 
     train: training examples, drawn by the run's seed; all that are left if not given.
@@ -35,4 +36,5 @@ class Digits:
         labels = torch.from_numpy(digits.target.astype(np.int64))
         choice = choose(pool=len(labels), train=self.train, validation=self.validation, test=self.test, seed=seed)
         train, validation, test = (Split(images[part], labels[part]) for part in (choice.train, choice.validation, choice.test))
+        train, validation = self.disturbed(train, validation, classes=len(digits.target_names), seed=seed)
         return assemble("digits", [str(name) for name in digits.target_names], train=train, validation=validation, test=test)

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from repsearch.datasets.base import Data, Split
+from repsearch.datasets.noise import LabelNoise
 from repsearch.datasets.splitting import assemble, choose
 from repsearch.errors import DatasetError
 
@@ -36,7 +37,7 @@ class Listing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder:
+class ImageFolder(LabelNoise):
     """Any folder of class folders with images, resized to squares.
 
     root: folder with a folder per class, or with `train` and `test` (and perhaps `validation`), each with a folder per class.
@@ -77,7 +78,8 @@ class ImageFolder:
             part: self._decode(lists.get(part, lists["train"]), numbers)
             for part, numbers in (("train", choice.train), ("validation", choice.validation), ("test", choice.test))
         }
-        return assemble("image_folder", classes, train=splits["train"], validation=splits["validation"], test=splits["test"])
+        learned, held_out = self.disturbed(splits["train"], splits["validation"], classes=len(classes), seed=seed)
+        return assemble("image_folder", classes, train=learned, validation=held_out, test=splits["test"])
 
     def _decode(self, listing: Listing, numbers_N: Tensor) -> Split:
         numbers = numbers_N.tolist()

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from repsearch.datasets.base import Data, Split
+from repsearch.datasets.noise import LabelNoise
 from repsearch.datasets.splitting import assemble, choose
 from repsearch.errors import DatasetError
 
@@ -27,7 +28,7 @@ DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionDataset:
+class TorchvisionDataset(LabelNoise):
     """What the four datasets have in common.
 
     root: folder with the dataset's files, in torchvision's layout; relative to the working directory of each process.
@@ -58,13 +59,10 @@ class TorchvisionDataset:
         choice = choose(
             pool=len(pool.data), own_test=len(own_test.data), train=self.train, validation=self.validation, test=self.test, seed=seed
         )
-        return assemble(
-            self.name,
-            list(pool.classes),
-            train=_split(pool, choice.train),
-            validation=_split(pool, choice.validation),
-            test=_split(own_test, choice.test),
+        train, validation = self.disturbed(
+            _split(pool, choice.train), _split(pool, choice.validation), classes=len(pool.classes), seed=seed
         )
+        return assemble(self.name, list(pool.classes), train=train, validation=validation, test=_split(own_test, choice.test))
 
     def _open(self, *, train: bool) -> Any:
         root = Path(self.root).expanduser()
