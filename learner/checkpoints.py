@@ -22,7 +22,7 @@ from store import RepresentationStore
 from store.layout import checkpoint_path, parse_checkpoint_name
 from store.parameters import read_parameters, write_parameters
 
-NETWORK, OPTIMISER = "network/", "optimiser/"
+NETWORK, OPTIMISER, BEST = "network/", "optimiser/", "best/"
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """State after `epoch` epochs.
 
-    arrays: parameters, buffers and optimiser state by name. history: one record per epoch. examples: forward/backward examples so
-    far. seconds: time learning so far.
+    arrays: parameters, buffers and optimiser state by name, and the best epoch's network if it is to be kept and is another.
+    history: one record per epoch. examples: forward/backward examples so far. seconds: time learning so far.
     """
 
     epoch: int
@@ -163,3 +163,9 @@ def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, arrays: Map
             index, _, key = name.removeprefix(OPTIMISER).partition("/")
             state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def best_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the parameters and buffers of the best epoch: those of a checkpoint's network unless it holds others."""
+    prefix = BEST if any(name.startswith(BEST) for name in arrays) else NETWORK
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

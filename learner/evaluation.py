@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from repsearch.datasets.base import Split
 from repsearch.networks import SearchableNetwork
 
 EVALUATION_BATCH = 500
-"""Examples per forward pass. Fixed, because matrix products change bits with their shape."""
+"""Most examples per forward pass. Fixed, because matrix products change bits with their shape."""
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,6 @@ def evaluate(network: SearchableNetwork, split: Split) -> Evaluation:
 
 
 def _batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(split.images, EVALUATION_BATCH), torch.split(split.labels, EVALUATION_BATCH), strict=True)
+    # Of equal size: a network that normalises by the batch's own statistics gets no small one at the end.
+    parts = math.ceil(len(split) / EVALUATION_BATCH)
+    return zip(torch.tensor_split(split.images, parts), torch.tensor_split(split.labels, parts), strict=True)

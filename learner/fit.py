@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from learner.checkpoints import Checkpoint, Checkpoints, load_state, state_arrays
+from learner.checkpoints import BEST, Checkpoint, Checkpoints, best_arrays, load_state, state_arrays
 from learner.evaluation import evaluate
+from learner.keeping import best_epoch, plateaued
 from learner.objectives.base import LearningObjective, Loss, outputs_of
 from learner.optimisers.base import OptimiserSpec
 from learner.schedule import epoch_batches, rate_factor, steps_per_epoch
@@ -26,7 +28,7 @@ from repsearch.config import LearnConfig
 from repsearch.datasets.augmentation import augment
 from repsearch.datasets.base import Split
 from repsearch.errors import NumericalError
-from repsearch.networks import SearchableNetwork
+from repsearch.networks import SearchableNetwork, load_arrays, to_arrays
 from repsearch.seeding import generator
 
 REPORT_SECONDS = 0.5
@@ -98,12 +100,17 @@ class FitPlan:
 
 @dataclass
 class FitState:
-    """What grows while a fit runs; see `Checkpoint`."""
+    """What grows while a fit runs; see `Checkpoint`.
+
+    best: parameters and buffers after the best epoch, where they are to be kept. kept: epoch of the network at the end.
+    """
 
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     examples: int = 0
     seconds: float = 0.0
+    best: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: int = 0
 
 
 def fit(
@@ -111,13 +118,14 @@ def fit(
 ) -> FitState:
     """Train `network` in place, from the newest checkpoint if there is one; return its history. It ends in evaluation mode.
 
+    The network is that of the last epoch, or with `learn.keep` = "best" that of the best one.
     Raises `NumericalError` naming epoch, step and term for a loss that is not finite, and whatever `reporter.check` raises.
     """
     optimiser = plan.optimiser.build(parameter for parameter in network.parameters() if parameter.requires_grad)
     state = _resumed(network, optimiser, checkpoints)
     for record in state.history:
         reporter.points(_points(record))
-    while state.epoch < plan.epochs:
+    while state.epoch < plan.epochs and not plateaued(state.history, plan.learn.patience):
         begun = time.perf_counter()
         record = _run_epoch(network, training, optimiser, plan, state, reporter)
         measured = evaluate(network, validation)
@@ -125,10 +133,13 @@ def fit(
         state.epoch += 1
         state.history.append(record)
         state.seconds += time.perf_counter() - begun
-        arrays = state_arrays(network, optimiser)
-        checkpoints.save(Checkpoint(state.epoch, arrays, list(state.history), state.examples, state.seconds))
+        checkpoints.save(_checkpoint(network, optimiser, plan, state))
         reporter.points(_points(record))
         reporter.progress(state.epoch, plan.epochs, unit="epochs", text=_text(state, record["loss"]))
+    state.kept = state.epoch
+    if plan.learn.keep == "best":
+        state.kept = best_epoch(state.history)
+        load_arrays(network, state.best)
     network.eval()
     return state
 
@@ -138,7 +149,19 @@ def _resumed(network: SearchableNetwork, optimiser: torch.optim.Optimizer, check
     if checkpoint is None:
         return FitState()
     load_state(network, optimiser, checkpoint.arrays)
-    return FitState(checkpoint.epoch, list(checkpoint.history), checkpoint.examples, checkpoint.seconds)
+    best = best_arrays(checkpoint.arrays)
+    return FitState(checkpoint.epoch, list(checkpoint.history), checkpoint.examples, checkpoint.seconds, best)
+
+
+def _checkpoint(network: SearchableNetwork, optimiser: torch.optim.Optimizer, plan: FitPlan, state: FitState) -> Checkpoint:
+    """Return the state after an epoch as a checkpoint, and keep the network if it is the best so far and wanted."""
+    arrays = state_arrays(network, optimiser)
+    if plan.learn.keep == "best":
+        if best_epoch(state.history) == state.epoch:
+            state.best = to_arrays(network)
+        else:
+            arrays |= {f"{BEST}{name}": array for name, array in state.best.items()}
+    return Checkpoint(state.epoch, arrays, list(state.history), state.examples, state.seconds)
 
 
 def _run_epoch(
@@ -169,6 +192,8 @@ def _run_epoch(
         _check_finite(named, epoch, index + 1)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss.total)
+        if learn.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), learn.clip_norm)
         optimiser.step()
         for name, value in named.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -191,7 +216,7 @@ def _loss_of(
         images_BCHW = augment(images_BCHW, flip=plan.learn.flip, pad_crop=plan.learn.pad_crop, rng=views)
     labels_B = training.labels.index_select(0, index_B)
     targets = training.targets_at(index_B)
-    return plan.objective.loss(outputs_of(network, images_BCHW), targets, labels_B), labels_B
+    return plan.objective.loss(outputs_of(network, images_BCHW, plan.objective.reading), targets, labels_B), labels_B
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, plan: FitPlan, step: int, steps: int) -> float:

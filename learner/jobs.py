@@ -24,8 +24,16 @@ from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
 from repsearch.datasets.base import Data, Split
 from repsearch.errors import ConfigError, DaemonError
-from repsearch.families import OBJECTIVES, OPTIMISERS
-from repsearch.networks import SearchableNetwork, build_network, calibrate, check_same_representations, load_arrays, to_arrays
+from repsearch.families import NETWORKS, OBJECTIVES, OPTIMISERS
+from repsearch.networks import (
+    SearchableNetwork,
+    build_network,
+    calibrate,
+    check_same_representations,
+    load_arrays,
+    outputs_of_blocks,
+    to_arrays,
+)
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, JobResult
 from store import Reference, Store, open_store
@@ -90,6 +98,8 @@ def check(config: RunConfig, data: Data) -> None:
             raise ConfigError(
                 f"search.layers: block {layer} is not there; the network has blocks 0..{learned.logits_layer - 1} and 'logits'"
             )
+    outputs = outputs_of_blocks(NETWORKS.build(config.network, at="network"))
+    _objective(config).check(config.search.layers, learned.logits_layer, outputs)
     _optimiser(config)
     check_pad_crop(config.learn.pad_crop, *data.input_shape[1:])
 
@@ -181,7 +191,7 @@ def _measured(state: FitState, validation: Evaluation, test: Evaluation) -> dict
         for split, measured in (("validation", validation), ("test", test))
         for name, value in dataclasses.asdict(measured).items()
     }
-    return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, **figures}
+    return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, "kept_epoch": state.kept, **figures}
 
 
 def _objective(config: RunConfig) -> LearningObjective:

@@ -15,10 +15,12 @@ def rate_factor(learn: LearnConfig, step: int, steps: int) -> float:
     """Return the share of the peak learning rate at `step` (from 0) of a round of `steps`.
 
     `one_cycle` rises linearly over the first `learn.warmup` of the steps, is 1 at the last of them, then falls as a cosine; the last
-    step still moves.
+    step still moves. `cosine` begins the fall at the first step.
     """
     if learn.schedule == "constant":
         return 1.0
+    if learn.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
     rise = max(1, round(learn.warmup * steps))
     if step < rise:
         return (step + 1) / rise

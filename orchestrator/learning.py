@@ -86,7 +86,7 @@ def _learn(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | 
     seconds = work.stopwatch.stop(start)
     network = written(work, outcome.job)
     attributes = work.store.manifest(network).attributes
-    work.display.end(f"test accuracy {attributes['test_accuracy']:.2%} after {plan.epochs} epochs in {seconds:.1f} s")
+    work.display.end(f"test accuracy {attributes['test_accuracy']:.2%} after {len(attributes['epochs'])} epochs in {seconds:.1f} s")
     return LearnRecord(network=network, attributes=attributes, attempt=outcome.attempt, seconds=seconds)
 
 

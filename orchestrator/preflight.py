@@ -71,6 +71,7 @@ def check_run(config: RunConfig) -> Preflight:
     _check_devices(config)
     data = _load(config)
     shapes = _check_networks(config, data)
+    _check_reading(config, policy, len(shapes))
     layers, evaluations = _check_search(config, shapes, len(data.classes)) if policy.searches else ({}, None)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
@@ -137,6 +138,21 @@ def _check_networks(config: RunConfig, data: Data) -> tuple[Shape, ...]:
             "the two may differ in depth inside a block, not in the shapes of what blocks put out"
         )
     return shapes
+
+
+def _check_reading(config: RunConfig, policy: RoundPolicy, blocks: int) -> None:
+    """Refuse an objective or a search that the kind of network cannot serve."""
+    from repsearch.networks import depends_on_batch, outputs_of_blocks
+
+    learned = NETWORKS.build(config.network, at="network")
+    OBJECTIVES.build(config.learn.objective, at="learn.objective").check(config.search.layers, blocks, outputs_of_blocks(learned))
+    why = "normalises by the statistics of the batch at hand, so an image's candidates would depend on the images beside it"
+    if policy.searches and depends_on_batch(NETWORKS.build(config.search_network(), at="search.network")):
+        raise ConfigError(f'search.network: the searched network {why}; set search.network.batchnorm = "running"')
+    if policy.searches and config.rounds.count > 1 and depends_on_batch(learned):
+        raise ConfigError(
+            f'network: the learned network, which round 1 searches, {why}; set network.batchnorm = "running", or rounds.count = 1'
+        )
 
 
 def _check_search(config: RunConfig, shapes: tuple[Shape, ...], classes: int) -> tuple[dict[str, Shape], int | None]:

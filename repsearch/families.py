@@ -163,6 +163,7 @@ OBJECTIVES = Family(
     {
         "regression": "learner.objectives.regression:Regression",
         "cross_entropy": "learner.objectives.cross_entropy:CrossEntropy",
+        "generalised_cross_entropy": "learner.objectives.generalised_cross_entropy:GeneralisedCrossEntropy",
     },
 )
 POLICIES = Family(

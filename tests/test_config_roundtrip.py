@@ -39,7 +39,10 @@ learns = st.fixed_dictionaries(
         "epochs": counts,
         "batch_size": st.integers(2, 10**6),
         "warmup": st.floats(0.01, 0.99),
-        "schedule": st.sampled_from(["one_cycle", "constant"]),
+        "schedule": st.sampled_from(["one_cycle", "cosine", "constant"]),
+        "clip_norm": st.none() | st.floats(1e-6, 1e6),
+        "patience": st.none() | counts,
+        "keep": st.sampled_from(["last", "best"]),
         "flip": st.booleans(),
     },
 )

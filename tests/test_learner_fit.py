@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 from learner.checkpoints import NoCheckpoints, StoreCheckpoints
 from learner.evaluation import EVALUATION_BATCH, evaluate
 from learner.fit import FitPlan, FitState, TrainingSet, fit
-from learner.objectives.base import Loss, Outputs
+from learner.keeping import best_epoch, plateaued
+from learner.objectives.base import Loss, Outputs, Reading
 from learner.objectives.cross_entropy import CrossEntropy
 from learner.objectives.regression import Regression
 from learner.optimisers.adamw import AdamW
@@ -91,11 +93,19 @@ def test_augmentation_and_fixed_batches_change_what_is_learned() -> None:
     assert not any(same_bits(networks[0], other) for other in networks[1:])
 
 
-@pytest.mark.parametrize("optimiser", [Sgd(), AdamW()])
+PLANS: dict[str, FitPlan] = {
+    "sgd": plan_for(epochs=4, objective=Regression(), optimiser=Sgd(), pad_crop=1),
+    "adamw": plan_for(epochs=4, objective=Regression(), optimiser=AdamW(), pad_crop=1),
+    "isolated": plan_for(epochs=4, objective=Regression(isolate=True, match="last_activation_dropped"), clip_norm=0.1, schedule="cosine"),
+    "kept": plan_for(epochs=4, optimiser=Sgd(lr=0.02), schedule="constant", keep="best", patience=3),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 4])
-def test_a_fit_cancelled_in_any_epoch_and_resumed_gives_the_same_bits(optimiser: Sgd | AdamW, stop_after: int) -> None:
+def test_a_fit_cancelled_in_any_epoch_and_resumed_gives_the_same_bits(name: str, stop_after: int) -> None:
     data, epochs = tiny_data(), 4
-    plan = plan_for(epochs=epochs, objective=Regression(), optimiser=optimiser, pad_crop=1)
+    plan = PLANS[name]
     whole, expected = learned(data, plan)
     store = MemoryStore()
     checks = 3 * stop_after + 2  # three steps per epoch: stop at the second step of the next
@@ -116,7 +126,7 @@ def test_a_fit_cancelled_in_any_epoch_and_resumed_gives_the_same_bits(optimiser:
         state = fit(network, training_of(network, data), data.validation, plan, kept, recorder)
     assert same_bits(network, whole)
     assert state.history == expected.history
-    assert state.examples == expected.examples
+    assert (state.examples, state.kept) == (expected.examples, expected.kept)
     assert {step for _, step, _ in recorder.reported} == {1, 2, 3, 4}
 
 
@@ -125,9 +135,13 @@ class Diverging:
     """An objective whose second term is not finite from its fifth call on."""
 
     calls: list[int]
+    reading: ClassVar[Reading] = Reading()
 
     def needs_targets(self, layers: object) -> tuple[str, ...]:
         return ()
+
+    def check(self, layers: object, blocks: int, outputs: object) -> None:
+        pass
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
         self.calls.append(1)
@@ -144,6 +158,76 @@ def test_a_loss_that_is_not_finite_is_named_with_the_way_out() -> None:
 def test_a_learning_rate_that_is_too_high_is_refused_by_name() -> None:
     with pytest.raises(NumericalError, match=r"learning: loss_cross_entropy is (nan|inf) at epoch \d+, step \d+"):
         learned(tiny_data(), plan_for(epochs=40, optimiser=Sgd(lr=1e30)))
+
+
+def test_the_gradient_is_shortened_to_the_norm_given() -> None:
+    data = tiny_data()
+    steps = {}
+    for clip in (None, 1e9, 1e-3):
+        network = network_for(data)
+        before = to_arrays(network)
+        optimiser = Sgd(lr=1.0, momentum=0.0, nesterov=False)
+        plan = plan_for(epochs=1, optimiser=optimiser, batch_size=48, schedule="constant", clip_norm=clip)
+        fit(network, training_of(network, data), data.validation, plan, NoCheckpoints(), Recorder())
+        moved = [to_arrays(network)[name] - before[name] for name, _ in network.named_parameters()]
+        steps[clip] = math.sqrt(sum(float((change.astype(np.float64) ** 2).sum()) for change in moved))
+    # One step of rate 1 without momentum: the way moved is the gradient.
+    assert steps[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert steps[None] == pytest.approx(steps[1e9], rel=1e-5)
+    assert steps[None] > 0.01
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_network_kept_is_that_of_the_epoch_named(keep: str) -> None:
+    data = tiny_data()
+    # A rate that ruins the network after some epochs, so that the best epoch is not the last.
+    plan = plan_for(epochs=8, optimiser=Sgd(lr=0.02), schedule="constant", keep=keep)
+    network, state = learned(data, plan)
+    accuracies = [record["validation_accuracy"] for record in state.history]
+    assert state.kept == (8 if keep == "last" else accuracies.index(max(accuracies)) + 1)
+    assert evaluate(network, data.validation).accuracy == accuracies[state.kept - 1]
+    if keep == "best":
+        assert state.kept < 8, accuracies
+        shorter = network_for(data)
+        constant = plan_for(epochs=state.kept, optimiser=Sgd(lr=0.02), schedule="constant")
+        fit(shorter, training_of(shorter, data), data.validation, constant, NoCheckpoints(), Recorder())
+        assert same_bits(network, shorter)
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_one() -> None:
+    data = tiny_data()
+    _, whole = learned(data, plan_for(epochs=12, optimiser=Sgd(lr=0.02), schedule="constant"))
+    _, stopped = learned(data, plan_for(epochs=12, optimiser=Sgd(lr=0.02), schedule="constant", patience=2))
+    assert stopped.history == whole.history[: len(stopped.history)]
+    assert len(stopped.history) < 12
+    accuracies = [record["validation_accuracy"] for record in stopped.history]
+    assert accuracies.index(max(accuracies)) == len(accuracies) - 3
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best", "stops"),
+    [([], 0, False), ([0.5], 1, False), ([0.5, 0.5], 1, False), ([0.5, 0.4, 0.5], 1, True), ([0.5, 0.4, 0.6], 3, False), ([0.0], 1, False)],
+)
+def test_best_epoch_and_plateau_by_hand(accuracies: list[float], best: int, stops: bool) -> None:
+    history = [{"validation_accuracy": accuracy} for accuracy in accuracies]
+    assert best_epoch(history) == best
+    assert plateaued(history, 2) is stops
+    assert not plateaued(history, None)
+
+
+def test_batch_statistics_are_those_of_the_batch_at_hand() -> None:
+    data = tiny_data()
+    network = network_for(data, batchnorm="batch").eval()
+    assert not any("running" in name for name in network.state_dict())
+    seen: list[Tensor] = []
+    first: Any = network.blocks[0]
+    first.groups[0].norm1.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
+    network(data.train.images)
+    given, made = seen
+    mean, variance = given.mean((0, 2, 3), keepdim=True), given.var((0, 2, 3), correction=0, keepdim=True)
+    assert torch.allclose(made, (given - mean) / torch.sqrt(variance + 1e-5), atol=1e-5)
+    state = fit(network, training_of(network, data), data.validation, plan_for(objective=Regression()), NoCheckpoints(), Recorder())
+    assert state.history[-1]["loss_block0"] < state.history[0]["loss_block0"]
 
 
 def test_evaluation_uses_running_statistics_and_keeps_the_mode() -> None:

@@ -35,6 +35,14 @@ def test_one_cycle_moves_at_every_step_however_few(steps: int, warmup: float) ->
     assert max(values) == 1.0
 
 
+def test_cosine_falls_from_the_first_step_to_nearly_zero() -> None:
+    values = factors(100, schedule="cosine")
+    assert values[0] == 1.0
+    assert values[50] == pytest.approx(0.5)
+    assert values == sorted(values, reverse=True)
+    assert 0 < values[-1] < 1e-3
+
+
 def test_constant_is_constant() -> None:
     assert set(factors(9, schedule="constant")) == {1.0}
 

@@ -1,7 +1,8 @@
 """What the fit loop needs of a learning objective.
 
-An objective is hyperparameters alone. It names the searched targets it needs, and turns one batch of network outputs into a loss. The
-head is handed over as a function, not as logits, so that an objective decides whether its gradient reaches the blocks.
+An objective is hyperparameters alone. It names the searched targets it needs, says how it reads a network, and turns one batch of network
+outputs into a loss. The head is handed over as a function, not as logits, so that an objective decides whether its gradient reaches the
+blocks.
 Shapes: B examples; X the axes of a representation; K classes.
 """
 
@@ -14,7 +15,18 @@ from typing import Protocol
 from torch import Tensor
 
 from repsearch.config import LOGITS
-from repsearch.networks import SearchableNetwork
+from repsearch.networks import BlockOutput, SearchableNetwork
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an objective has a network run.
+
+    output: what of each block it compares with targets. isolate: whether gradients stop at each block's input.
+    """
+
+    output: BlockOutput = "representation"
+    isolate: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,11 +34,13 @@ class Outputs:
     """What a network makes of a batch.
 
     blocks: representation of each block, (B, X), with gradient.
+    compared: what `Reading.output` names of each block, (B, X), with gradient.
     head: representation of the last block -> logits (B, K).
     normalised: whether `blocks` are already normalised per example.
     """
 
     blocks: Sequence[Tensor]
+    compared: Sequence[Tensor]
     head: Callable[[Tensor], Tensor]
     normalised: bool
 
@@ -43,11 +57,20 @@ class Loss:
 class LearningObjective(Protocol):
     """A member of the objective family."""
 
+    @property
+    def reading(self) -> Reading:
+        """How it has a network run."""
+        ...
+
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return the names of the searched arrays it reads when `layers` are searched; none: it learns from labels alone.
 
         Raises `ConfigError` if the search layers do not cover what it needs.
         """
+        ...
+
+    def check(self, layers: Sequence[int | str], blocks: int, outputs: Sequence[BlockOutput]) -> None:
+        """Raise `ConfigError` if it does not fit a network of `blocks` blocks that can put out `outputs`; `layers` are searched."""
         ...
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
@@ -60,11 +83,15 @@ def target_name(layer: int | str) -> str:
     return LOGITS if layer == LOGITS else f"block{layer}"
 
 
-def outputs_of(network: SearchableNetwork, images_BCHW: Tensor) -> Outputs:
-    """Return the outputs of `network` for images in 0..255; the head has not run."""
+def outputs_of(network: SearchableNetwork, images_BCHW: Tensor, reading: Reading) -> Outputs:
+    """Return the outputs of `network` for images in 0..255; the head has not run.
+
+    With `reading.isolate` the gradient of a block's output reaches that block alone; that of block 0 also the stem.
+    """
     below = network.stem(network.prepare(images_BCHW))
-    blocks = []
+    blocks, compared = [], []
     for layer in range(network.logits_layer):
-        below = network.run_layer(layer, below)
+        below, output = network.run_block(layer, below.detach() if reading.isolate and layer else below, reading.output)
         blocks.append(below)
-    return Outputs(blocks, network.head, network.normalises)
+        compared.append(output)
+    return Outputs(blocks, compared, network.head, network.normalises)

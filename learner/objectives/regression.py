@@ -1,8 +1,8 @@
 """Regression on searched representations, with a head that teaches the blocks nothing.
 
-Vegesna & Dahal 2025: loss = mean over the supervised blocks of MSE(output, target)
+Vegesna & Dahal 2025: loss = mean over the supervised blocks of weight * MSE(output, target)
 + head_weight * KL(softmax(searched logits) || softmax(head(stop-gradient(last block)))). The gradient of one block's error reaches the
-blocks before it, so a block left unsupervised learns from those after it.
+blocks before it, so a block left unsupervised learns from those after it; with `isolate` it stops at the block's input.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from learner.objectives.base import Loss, Outputs, target_name
+from learner.objectives.base import Loss, Outputs, Reading, target_name
 from repsearch.config import LOGITS
 from repsearch.errors import ConfigError
+from repsearch.networks import BlockOutput
 
 NORMALISE_EPS = 1e-5
 
@@ -28,43 +29,93 @@ class Regression:
     """Hyperparameters of regression.
 
     layers: numbers of the supervised blocks; none given: every searched block.
+    weights: factor on each block's error, in the order of `layers`, which must be given; none given: 1 each.
+    isolate: stop gradients at each block's input, so that a block learns from its own target alone; every block needs one.
     head_weight: factor on the head's term. The head reads the last block behind a stop-gradient.
-    match: what is compared with a target; `normalised`: the block's output at zero mean and unit variance per example.
+    head: what the head learns: the searched logits (the labels where the logits are not searched), or the labels.
+    match: what is compared with a target. `normalised`: the block's output at zero mean and unit variance per example; `raw`: the output
+        as it is, before any normalisation per example; `last_activation_dropped`: what the block's last activation reads, normalised.
     """
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = None
+    isolate: bool = False
     head_weight: Annotated[float, Field(ge=0)] = 0.03
-    match: Literal["normalised"] = "normalised"
+    head: Literal["searched", "labels"] = "searched"
+    match: Literal["normalised", "raw", "last_activation_dropped"] = "normalised"
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        if self.layers is None:
+            raise ValueError("weights stand in the order of layers; give layers too")
+        if len(self.weights) != len(set(self.layers)) or len(self.weights) != len(self.layers):
+            raise ValueError(f"weights has {len(self.weights)} values for layers {self.layers}; give one for each, and each layer once")
+        if not any(self.weights):
+            raise ValueError("weights are all 0; give one block a weight above 0")
+
+    @property
+    def reading(self) -> Reading:
+        """See `LearningObjective.reading`."""
+        return Reading(_COMPARED[self.match], self.isolate)
 
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return the supervised blocks' arrays, and the logits if they are searched; see `LearningObjective.needs_targets`."""
-        searched = [layer for layer in layers if layer != LOGITS]
+        searched = [int(layer) for layer in layers if layer != LOGITS]
         if not searched:
             raise ConfigError(
                 "search.layers: no block among them, and objective `regression` learns from searched blocks; add one, such as 0"
             )
-        supervised = searched if self.layers is None else sorted(set(self.layers))
+        supervised = self._supervised(layers)
         for layer in supervised:
             if layer not in searched:
                 known = ", ".join(map(str, searched))
                 raise ConfigError(
                     f"learn.objective.layers: block {layer} is not searched; search.layers has blocks {known}: add it there or drop it here"
                 )
-        logits = [LOGITS] if LOGITS in layers else []
-        return tuple(target_name(layer) for layer in [*supervised, *logits])
+        logits = [LOGITS] if LOGITS in layers and self.head == "searched" else []
+        return (*map(target_name, supervised), *map(target_name, logits))
+
+    def check(self, layers: Sequence[int | str], blocks: int, outputs: Sequence[BlockOutput]) -> None:
+        """Raise `ConfigError` for a `match` that the network cannot serve, or a block without a target under `isolate`."""
+        if self.reading.output not in outputs:
+            matches = ", ".join(match for match, output in _COMPARED.items() if output in outputs)
+            raise ConfigError(f"learn.objective.match: the network's blocks do not give what {self.match!r} compares; set it to {matches}")
+        learning = {layer for layer in self._supervised(layers) if self._weights().get(layer, 1.0) > 0}
+        alone = [block for block in range(blocks) if block not in learning]
+        if self.isolate and alone:
+            raise ConfigError(
+                f"learn.objective.isolate: block {alone[0]} has no target to learn from, and isolate keeps those of the other blocks from "
+                "it; search and supervise every block (search.layers, learn.objective.layers and weights), or set isolate = false"
+            )
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
         """Return the loss; see `LearningObjective.loss`. Terms: `block0`, ... (mean squared error) and `head` (nats)."""
-        terms = {}
-        for layer, output_BX in enumerate(outputs.blocks):
+        terms, weights = {}, self._weights()
+        for layer, output_BX in enumerate(outputs.compared):
             target_BX = targets.get(target_name(layer))
             if target_BX is not None:
-                matched_BX = output_BX if outputs.normalised else normalised(output_BX)
-                terms[target_name(layer)] = F.mse_loss(matched_BX, target_BX.to(matched_BX.dtype))
+                matched_BX = self._matched(output_BX, outputs)
+                terms[layer] = F.mse_loss(matched_BX, target_BX.to(matched_BX.dtype))
         logits_BK = outputs.head(outputs.blocks[-1].detach())
         head = head_loss(logits_BK, targets.get(LOGITS), labels_B)
-        total = torch.stack(list(terms.values())).mean() + self.head_weight * head
-        return Loss(total, {**terms, "head": head}, logits_BK)
+        total = torch.stack([weights.get(layer, 1.0) * term for layer, term in terms.items()]).mean() + self.head_weight * head
+        return Loss(total, {**{target_name(layer): term for layer, term in terms.items()}, "head": head}, logits_BK)
+
+    def _supervised(self, layers: Sequence[int | str]) -> list[int]:
+        return [int(layer) for layer in layers if layer != LOGITS] if self.layers is None else sorted(set(self.layers))
+
+    def _weights(self) -> dict[int, float]:
+        return dict(zip(self.layers or [], self.weights or [], strict=False))
+
+    def _matched(self, output_BX: Tensor, outputs: Outputs) -> Tensor:
+        if self.match == "raw" or (self.match == "normalised" and outputs.normalised):
+            return output_BX
+        return normalised(output_BX)
+
+
+_COMPARED: dict[str, BlockOutput] = {"normalised": "representation", "raw": "raw", "last_activation_dropped": "before_activation"}
+"""What a network has to give for each `match`."""
 
 
 def head_loss(logits_BK: Tensor, searched_BK: Tensor | None, labels_B: Tensor) -> Tensor:

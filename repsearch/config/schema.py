@@ -74,10 +74,16 @@ class LearnConfig(Section):
     """Passes over the training set per round."""
     batch_size: int = Field(default=125, ge=2)
     """Examples per optimiser step; the last, smaller batch of an epoch is dropped unless it is the only one."""
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """Learning rate over a round: linear rise to the optimiser's `lr`, then cosine fall to nearly zero; or constant."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """Learning rate over a round: linear rise to the optimiser's `lr`, then cosine fall to nearly zero; the fall alone; or constant."""
     warmup: float = Field(default=0.25, gt=0, lt=1)
     """Share of a round's steps in which the learning rate rises (`one_cycle`)."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Greatest norm of the gradient of all parameters together; a longer one is shortened to it. None: as it is."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many epochs in a row without a better validation accuracy. None: learn all epochs. The schedule stays as planned."""
+    keep: Literal["last", "best"] = "last"
+    """Network of a round: that of the last epoch, or of the best validation accuracy (of equal ones the earliest)."""
     fixed_batches: bool = False
     """Keep the composition of the batches from epoch to epoch and shuffle only their order."""
     flip: bool = False

@@ -6,7 +6,7 @@ The representation of block l is its output, normalised per example where the ne
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from repsearch.config import LOGITS
 
 Shape = tuple[int, ...]
+
+BlockOutput = Literal["representation", "raw", "before_activation"]
+"""What a block puts out: its representation; its output before any normalisation per example; what its last activation reads."""
 
 
 class SearchableNetwork(nn.Module):
@@ -58,6 +61,15 @@ class SearchableNetwork(nn.Module):
             return self.head(below_BX)  # type: ignore[no-any-return]
         return self.blocks[layer](below_BX)  # type: ignore[no-any-return]
 
+    def run_block(self, layer: int, below_BX: Tensor, output: BlockOutput) -> tuple[Tensor, Tensor]:
+        """Return the representation of block `layer`, and its `output`, of the same shape.
+
+        A network whose specification lists more than "representation" among its `outputs` overrides this.
+        """
+        assert output == "representation", f"{type(self).__name__} gives no {output}"
+        representation_BX = self.run_layer(layer, below_BX)
+        return representation_BX, representation_BX
+
     def run_from(self, layer: int, representation_BX: Tensor) -> Tensor:
         """Return the logits (B, K) from the representation of `layer`; at the logits layer, the representation itself."""
         for above in range(layer + 1, self.logits_layer + 1):
@@ -92,8 +104,24 @@ def layer_number(layer: int | str, blocks: int) -> int:
     return blocks if layer == LOGITS else int(layer)
 
 
+def outputs_of_blocks(spec: Any) -> tuple[BlockOutput, ...]:
+    """Return what the blocks of the network that `spec` describes can put out; see `NetworkSpec`."""
+    outputs: tuple[BlockOutput, ...] = getattr(spec, "outputs", ("representation",))
+    return outputs
+
+
+def depends_on_batch(spec: Any) -> bool:
+    """Return whether an example's output depends on the others of its batch; see `NetworkSpec`."""
+    return bool(getattr(spec, "depends_on_batch", False))
+
+
 class NetworkSpec(Protocol):
-    """A member of the network family: hyperparameters, from which networks are built."""
+    """A member of the network family: hyperparameters, from which networks are built.
+
+    A member may have two more properties. `outputs`, a tuple of `BlockOutput`: what `run_block` can return; without it
+    "representation" alone. `depends_on_batch`: whether an example's output depends on the others of its batch, so that the network cannot
+    be searched; without it False.
+    """
 
     def check(self, input_shape: Shape) -> tuple[Shape, ...]:
         """Return the shapes of the block representations for images of `input_shape` (C, H, W).

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from repsearch.errors import ConfigError
-from repsearch.networks.base import SearchableNetwork, Shape
+from repsearch.networks.base import BlockOutput, SearchableNetwork, Shape
 
 STEM_KERNEL = 2
 NORMALISE_EPS = 1e-5
@@ -35,15 +35,26 @@ class ConvNet:
     width: channels of every block output.
     blocks: number of blocks, each halving the map.
     convolutions: convolutions per block, two per group; the searched copy of round 0 usually has 2, the learned network 4 or 6.
+    batchnorm: statistics that BatchNorm normalises by: `running`, a running average in evaluation; `batch`, those of the batch at hand in
+        training and in evaluation, as in the paper. With `batch` an image's logits depend on the images beside it, so the network
+        cannot be searched: only rounds that search the untrained network can use it, with `search.network.batchnorm = "running"`.
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
     """
 
+    outputs: ClassVar[tuple[BlockOutput, ...]] = ("representation", "raw", "before_activation")
+
     width: Annotated[int, Field(ge=1)] = 16
     blocks: Annotated[int, Field(ge=1)] = 3
     convolutions: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    batchnorm: Literal["running", "batch"] = "running"
     batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     head_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether BatchNorm takes its statistics from the batch at hand."""
+        return self.batchnorm == "batch"
 
     def check(self, input_shape: Shape) -> tuple[Shape, ...]:
         """Return the shapes of the block representations, each (width, H, W); raises `ConfigError` if a map shrinks to nothing."""
@@ -103,6 +114,16 @@ class ConvNetModule(SearchableNetwork):
             channels = spec.width
         self.head = Head(math.prod(self.block_shapes[-1]), classes, spec.head_scale, rng)
 
+    def run_block(self, layer: int, below_BX: Tensor, output: BlockOutput) -> tuple[Tensor, Tensor]:
+        """Return representation and `output` of a block; see `SearchableNetwork.run_block`."""
+        if output == "representation":
+            return super().run_block(layer, below_BX, output)
+        block = self.blocks[layer]
+        assert isinstance(block, ConvBlock)
+        before_BX = block.before_activation(below_BX)
+        raw_BX = F.gelu(before_BX)
+        return normalised(raw_BX), raw_BX if output == "raw" else before_BX
+
 
 class WhiteningStem(nn.Module):
     """2x2 convolution that whitens patches of `inputs_NCHW`, with each filter's negative, then GELU; never trained."""
@@ -129,21 +150,29 @@ class WhiteningStem(nn.Module):
 class ConvGroup(nn.Module):
     """Conv3x3 (-> MaxPool2) -> BN -> GELU -> Conv3x3 -> BN -> GELU."""
 
-    def __init__(self, channels_in: int, channels: int, *, pool: bool, momentum: float, rng: torch.Generator) -> None:
+    def __init__(self, spec: ConvNet, channels_in: int, *, pool: bool, rng: torch.Generator) -> None:
         super().__init__()
         self.pool = pool
-        self.conv1 = dirac_conv(channels_in, channels, rng)
-        self.norm1 = nn.BatchNorm2d(channels, momentum=momentum)
-        self.conv2 = dirac_conv(channels, channels, rng)
-        self.norm2 = nn.BatchNorm2d(channels, momentum=momentum)
+        self.conv1 = dirac_conv(channels_in, spec.width, rng)
+        self.norm1 = _norm(spec)
+        self.conv2 = dirac_conv(spec.width, spec.width, rng)
+        self.norm2 = _norm(spec)
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """Return maps of `channels` channels, of half the size with pooling."""
+        """Return maps of `width` channels, of half the size with pooling."""
+        return F.gelu(self.before_activation(maps_BCHW))
+
+    def before_activation(self, maps_BCHW: Tensor) -> Tensor:
+        """Return what the last GELU reads."""
         maps_BCHW = self.conv1(maps_BCHW)
         if self.pool:
             maps_BCHW = halve(maps_BCHW)
         maps_BCHW = F.gelu(self.norm1(maps_BCHW))
-        return F.gelu(self.norm2(self.conv2(maps_BCHW)))
+        return self.norm2(self.conv2(maps_BCHW))  # type: ignore[no-any-return]
+
+
+def _norm(spec: ConvNet) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(spec.width, momentum=spec.batchnorm_momentum, track_running_stats=not spec.depends_on_batch)
 
 
 class ConvBlock(nn.Module):
@@ -152,21 +181,19 @@ class ConvBlock(nn.Module):
     def __init__(self, spec: ConvNet, channels_in: int, rng: torch.Generator) -> None:
         super().__init__()
         self.groups = nn.ModuleList(
-            ConvGroup(
-                channels_in if group == 0 else spec.width,
-                spec.width,
-                pool=group == 0,
-                momentum=spec.batchnorm_momentum,
-                rng=rng,
-            )
-            for group in range(spec.convolutions // 2)
+            ConvGroup(spec, channels_in if group == 0 else spec.width, pool=group == 0, rng=rng) for group in range(spec.convolutions // 2)
         )
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """Return the representation (B, width, H / 2, W / 2)."""
-        for group in self.groups:
+        return normalised(F.gelu(self.before_activation(maps_BCHW)))
+
+    def before_activation(self, maps_BCHW: Tensor) -> Tensor:
+        """Return what the block's last GELU reads."""
+        *groups, last = self.groups
+        for group in groups:
             maps_BCHW = group(maps_BCHW)
-        return normalised(maps_BCHW)
+        return last.before_activation(maps_BCHW)  # type: ignore[no-any-return, operator]
 
 
 class Head(nn.Module):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from repsearch.networks.base import SearchableNetwork, Shape
+from repsearch.networks.base import BlockOutput, SearchableNetwork, Shape
 from repsearch.networks.convnet import Head, normalised
 
 
@@ -30,6 +30,8 @@ class Mlp:
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
     """
+
+    outputs: ClassVar[tuple[BlockOutput, ...]] = ("representation", "raw", "before_activation")
 
     # At least 2: a single number normalised is always 0.
     widths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = field(default_factory=lambda: [256, 256, 256])
@@ -69,6 +71,16 @@ class MlpModule(SearchableNetwork):
         self.blocks = nn.ModuleList(MlpBlock(spec, below, width, rng) for below, width in zip(features, spec.widths, strict=False))
         self.head = Head(spec.widths[-1], classes, spec.head_scale, rng)
 
+    def run_block(self, layer: int, below_BX: Tensor, output: BlockOutput) -> tuple[Tensor, Tensor]:
+        """Return representation and `output` of a block; see `SearchableNetwork.run_block`."""
+        if output == "representation":
+            return super().run_block(layer, below_BX, output)
+        block = self.blocks[layer]
+        assert isinstance(block, MlpBlock)
+        before_BX = block.before_activation(below_BX)
+        raw_BX = F.gelu(before_BX)
+        return normalised(raw_BX), raw_BX if output == "raw" else before_BX
+
 
 class MlpBlock(nn.Module):
     """`layers` times Linear -> BatchNorm (optional) -> GELU; the normalised output is the representation."""
@@ -82,9 +94,13 @@ class MlpBlock(nn.Module):
 
     def forward(self, vectors_BD: Tensor) -> Tensor:
         """Return the representation (B, width)."""
-        for layer, norm in zip(self.linears, self.norms, strict=True):
-            vectors_BD = F.gelu(norm(layer(vectors_BD)))
-        return normalised(vectors_BD)
+        return normalised(F.gelu(self.before_activation(vectors_BD)))
+
+    def before_activation(self, vectors_BD: Tensor) -> Tensor:
+        """Return what the block's last GELU reads."""
+        for position, (layer, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
+            vectors_BD = norm(layer(F.gelu(vectors_BD) if position else vectors_BD))
+        return vectors_BD
 
 
 def linear(features: int, width: int, rng: torch.Generator) -> nn.Linear:

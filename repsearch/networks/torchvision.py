@@ -12,7 +12,7 @@ initial ones. Dropout and stochastic depth are left out: their masks come from t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torchvision
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from repsearch.errors import ConfigError
 from repsearch.families import nearest
-from repsearch.networks.base import SearchableNetwork, Shape
+from repsearch.networks.base import BlockOutput, SearchableNetwork, Shape
 from repsearch.networks.cutting import cut, parts_of
 from repsearch.networks.standardising import Standardise
 
@@ -45,6 +45,8 @@ class Torchvision:
     model: name of the model, as in `torchvision.models.list_models`.
     stages: names of the modules that end the blocks, in the model's order.
     """
+
+    outputs: ClassVar[tuple[BlockOutput, ...]] = ("representation", "raw")
 
     model: str = "resnet18"
     stages: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: ["layer1", "layer2", "layer3", "layer4"])
@@ -120,6 +122,11 @@ class TorchvisionModule(SearchableNetwork):
         scales = [Standardise() for _ in blocks]
         self.blocks = nn.ModuleList(Part(block, *around) for block, around in zip(blocks, _pairs(scales), strict=False))
         self.head = Part(head, scales[-1], None)
+
+    def run_block(self, layer: int, below_BX: Tensor, output: BlockOutput) -> tuple[Tensor, Tensor]:
+        """Return representation and `output` of a block; the representation is not normalised per example, so it is the raw output too."""
+        assert output in ("representation", "raw"), output
+        return super().run_block(layer, below_BX, "representation")
 
 
 class Stem(nn.Module):
