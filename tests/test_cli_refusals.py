@@ -32,6 +32,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "network too deep": (["network.blocks=9"], 2, "network.blocks: 9 blocks do not fit 8x8 images"),
     "another searched shape": (["search.network.width=16"], 2, "search.network"),
     "batch larger than the data": (["learn.batch_size=201"], 2, "learn.batch_size: 201 is more than the 200 training examples"),
+    "result that is not there": (["learn.targets=1"], 2, "learn.targets: result 1 is not there: images have 1"),
     "isolated block without a target": (
         ['learn.objective={name="regression", layers=[1], isolate=true}'],
         2,
@@ -51,3 +52,118 @@ CASES: dict[str, tuple[list[str], int, str]] = {
         2,
         "learn.objective.match: the network's blocks do not give",
     ),
+    "policy without targets": (["rounds.policy=learn_only"], 2, "rounds.policy: learn_only searches nothing"),
+    "objective without targets": (["learn.objective=cross_entropy"], 2, "learns from labels alone"),
+    "one shot of many rounds": (["rounds.policy=one_shot"], 2, "set rounds.count = 1"),
+    "more examples than exist": (["dataset.train=99999"], 3, "99999"),
+    "missing folder": (["dataset.name=image_folder", "dataset.root=nowhere", "dataset.size=8", "dataset.channels=1"], 3, "nowhere"),
+    "missing device": (["searcher.device=cuda:77"], 5, "searcher.device: device 'cuda:77' is not there"),
+    "daemon named twice": (['searcher.addresses=["127.0.0.1:1", "127.0.0.1:1"]'], 2, "named twice"),
+}
+
+
+def refuse(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run the command line; return its exit code and what it wrote to stderr."""
+    monkeypatch.setattr(sys, "argv", ["orchestrator", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return int(str(ended.value.code)), error
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_configuration(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides, code, message = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", str(write_config(tmp_path)), "--set", "learner.address=127.0.0.1:1"]
+    for override in overrides:
+        arguments += ["--set", override]
+    exit_code, error = refuse(arguments, monkeypatch, capsys)
+    assert message in error
+    assert exit_code == code
+    assert not list(tmp_path.glob("runs/*/run.json"))
+
+
+def folder_of_images(folder: Path, classes: Sequence[str]) -> Path:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), number).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["one class", "broken image", "empty"])
+def test_bad_images(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder_of_images(tmp_path / "data", {"one class": ["a"], "broken image": ["a", "b"], "empty": []}[fault])
+    data.mkdir(exist_ok=True)
+    if fault == "broken image":
+        (data / "b" / "broken.png").write_bytes(b"not an image")
+    table = f'dataset={{name="image_folder", root="{data}", size=8, channels=1, validation=5, test=5}}'
+    code, error = refuse(["run", str(write_config(tmp_path)), "--set", table], monkeypatch, capsys)
+    assert code == 3
+    assert ("broken.png" if fault == "broken image" else str(data)) in error
+
+
+def test_missing_configuration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = refuse(["run", "nowhere.toml"], monkeypatch, capsys)
+    assert (code, "nowhere.toml: no such file" in error) == (2, True)
+
+
+def test_root_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").write_text("")
+    code, error = refuse(["run", str(write_config(tmp_path))], monkeypatch, capsys)
+    assert code == 4
+    assert "run.root" in error
+
+
+def test_name_taken_also_by_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(write_config(tmp_path))
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/b-baseline").mkdir()
+    assert refuse(["run", config, "--name", "a"], monkeypatch, capsys)[0] == 4
+    code, error = refuse(["run", config, "--name", "b", "--set", "run.baseline=true"], monkeypatch, capsys)
+    assert (code, "name is taken" in error) == (4, True)
+    assert refuse(["run", config, "--name", "../a"], monkeypatch, capsys)[0] == 2
+
+
+def test_nobody_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = [
+            "run",
+            str(write_config(tmp_path)),
+            "--set",
+            f'searcher.addresses=["{address}"]',
+            "--set",
+            "learner.address=127.0.0.1:1",
+        ]
+        code, error = refuse(arguments, monkeypatch, capsys)
+    assert code == 5
+    assert address in error
+    assert not list(tmp_path.glob("runs/*/run.json"))
+
+
+def test_another_service_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with daemon(tmp_path / "store", service="learner") as learner:
+        arguments = ["run", str(write_config(tmp_path)), "--set", f'searcher.addresses=["{learner.address}"]']
+        code, error = refuse([*arguments, "--set", f"learner.address={learner.address}"], monkeypatch, capsys)
+    assert code == 5
+    assert "it is a learner" in error
+
+
+@pytest.mark.parametrize("verb", ["resume", "status", "verify", "compare", "sync"])
+def test_no_such_run(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = refuse([verb, "nothing"], monkeypatch, capsys)
+    assert (code, "no such run" in error) == (4, True)
+
+
+def test_lock_names_its_owner(tmp_path: Path) -> None:
+    from repsearch.errors import StoreError
+
+    with RunLock(tmp_path), pytest.raises(StoreError, match=r"in use by process \d+ on host"), RunLock(tmp_path):
+        pass
+    with RunLock(tmp_path):
+        pass
