@@ -10,6 +10,8 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
     files         files that appear whole or not at all
     zarr_store    `ZarrStore`: a folder on a local or shared disk
     zarr_arrays   the arrays of one of its groups, through Zarr v3 (imported at first use)
+    zarr_writing  how its groups are written (imported at first use)
+    pieces        groups given piece by piece
     memory_store  `MemoryStore`: the same contract in memory
     opening       from what a user writes for a store to a store
     layout        where things lie in a run's folder
@@ -20,7 +22,7 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
 
 from __future__ import annotations
 
-from store.base import DocumentStore, Reference, RepresentationStore, Store
+from store.base import DocumentStore, GroupWriter, Reference, RepresentationStore, Store
 from store.manifest import ArrayInfo, Manifest
 from store.memory_store import MemoryStore
 from store.opening import open_store
@@ -30,6 +32,7 @@ from store.zarr_store import ZarrStore
 __all__ = [
     "ArrayInfo",
     "DocumentStore",
+    "GroupWriter",
     "Manifest",
     "MemoryStore",
     "Reference",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -21,6 +22,23 @@ class Reference:
 
     path: str
     digest: str
+
+
+class GroupWriter(Protocol):
+    """A group given piece by piece, from `RepresentationStore.begin`; a context, left without a commit the group does not exist.
+
+    Failures are those of `RepresentationStore.write`; after one the writer is of no more use.
+    """
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write further rows: as many of each array, of the same arrays, shapes and dtypes in every piece."""
+
+    def commit(self, attributes: Mapping[str, Any]) -> Reference:
+        """Make the group readable and return its reference: that of `write` of the whole arrays."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
 
 
 class RepresentationStore(Protocol):
@@ -42,6 +60,9 @@ class RepresentationStore(Protocol):
         is removed first; a committed group there is refused. A value that is not finite or does not fit its dtype is a
         `NumericalError` with array and row; `finite=False` admits NaN and infinity in the arrays that `dtypes` does not name.
         """
+
+    def begin(self, path: str, *, rows: int, dtypes: Mapping[str, str] | None = None, finite: bool = True) -> GroupWriter:
+        """Return the writer of the group `path`, whose arrays have `rows` rows each; the other arguments are those of `write`."""
 
     def manifest(self, ref: Reference | str) -> Manifest:
         """Return the manifest of a committed group: exactly the one referred to, or (for a path) whatever is committed there."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from repsearch.errors import StoreError
 from store import documents, formats, manifest
-from store.base import Reference
+from store.base import GroupWriter, Reference
+from store.formats import Form
 from store.manifest import Manifest
 from store.paths import MANIFEST, check_document_path, check_folder, check_path
+from store.pieces import Pieces
 
 
 class MemoryStore:
@@ -34,15 +36,17 @@ class MemoryStore:
         finite: bool = True,
     ) -> Reference:
         """Write and commit a group, as `RepresentationStore.write` says."""
-        check_path(path)
-        self._require_free(path)
-        encoded = formats.encode_arrays(path, arrays, dtypes or {}, finite=finite, chunk_mb=self._chunk_mb)
-        data = manifest.encode(path, {name: array.info for name, array in encoded.items()}, attributes, {})
-        values = {name: array.values.copy() for name, array in encoded.items()}
-        with self._lock:
-            self._require_free(path)
-            self._groups[path] = (data, values)
-        return Reference(path, manifest.digest_of(data))
+        forms = formats.forms_of(check_path(path), arrays, dtypes or {}, finite=finite, chunk_mb=self._chunk_mb)
+        sink = self._open_sink(path, forms)
+        sink.append(arrays)
+        return sink.commit(attributes)
+
+    def begin(self, path: str, *, rows: int, dtypes: Mapping[str, str] | None = None, finite: bool = True) -> GroupWriter:
+        """Return the writer of a group given piece by piece, as `RepresentationStore.begin` says."""
+        self._require_free(check_path(path))
+        return Pieces(
+            path, rows, dtypes=dtypes or {}, finite=finite, chunk_mb=self._chunk_mb, open_sink=lambda forms: self._open_sink(path, forms)
+        )
 
     def manifest(self, ref: Reference | str) -> Manifest:
         """Return the manifest of a committed group, as `RepresentationStore.manifest` says."""
@@ -90,12 +94,46 @@ class MemoryStore:
         """Return the names of the documents directly below `path` ("" is the root), sorted."""
         return _below(check_folder(path), list(self._documents))
 
+    def _open_sink(self, path: str, forms: Mapping[str, formats.Form]) -> GroupArrays:
+        self._require_free(path)
+        return GroupArrays(path, forms, self._put)
+
+    def _put(self, path: str, data: bytes, values: dict[str, np.ndarray]) -> None:
+        with self._lock:
+            self._require_free(path)
+            self._groups[path] = (data, values)
+
     def _require_free(self, path: str) -> None:
         for taken in self._groups:
             if path == taken or path.startswith(f"{taken}/"):
                 raise StoreError(f"{path}: group {taken} is committed there and never changes; write to another path, or delete it first")
         if any(other.startswith(f"{path}/") for other in (*self._groups, *self._documents)):
             raise StoreError(f"{path}: holds groups or documents, which no unfinished write leaves; choose another path")
+
+
+class GroupArrays:
+    """The `Sink` of a group; `put` takes the bytes of the manifest and the arrays when it is committed."""
+
+    def __init__(self, path: str, forms: Mapping[str, Form], put: Callable[[str, bytes, dict[str, np.ndarray]], None]) -> None:
+        self._path, self._forms, self._put = path, forms, put
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in forms}
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep further rows, as `Sink.append` says."""
+        for name, values in arrays.items():
+            first_row = sum(map(len, self._parts[name]))
+            self._parts[name].append(self._forms[name].encode(values, first_row).copy())
+
+    def commit(self, attributes: Mapping[str, Any]) -> Reference:
+        """Make the group readable, as `Sink.commit` says."""
+        values = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        infos = {name: form.info(formats.chunk_digests(values[name], form)) for name, form in self._forms.items()}
+        data = manifest.encode(self._path, infos, attributes, {})
+        self._put(self._path, data, values)
+        return Reference(self._path, manifest.digest_of(data))
+
+    def close(self) -> None:
+        """Do nothing: what was not committed goes with this object."""
 
 
 def _below(folder: str, paths: list[str]) -> list[str]:

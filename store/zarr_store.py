@@ -10,6 +10,7 @@ One writer per path: two at once may spoil each other's uncommitted files, which
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ import numpy as np
 
 from repsearch.errors import StoreError
 from store import documents, files, formats, manifest
-from store.base import Reference
+from store.base import GroupWriter, Reference
 from store.files import failures
 from store.manifest import Manifest
 from store.paths import MANIFEST, METADATA, check_document_path, check_folder, check_path, is_document_name
+from store.pieces import Pieces, Sink
 
 
 class ZarrStore:
@@ -46,21 +48,22 @@ class ZarrStore:
         finite: bool = True,
     ) -> Reference:
         """Write and commit a group, as `RepresentationStore.write` says."""
-        # Here, because importing zarr takes half a second, which a command that reads documents alone should not pay.
-        from store.zarr_arrays import write_arrays
-
-        folder = self._locate(path)
-        with failures(f"{path}: cannot be written in {self._root}"):
-            self._require_free(path, folder)
-            encoded = formats.encode_arrays(path, arrays, dtypes or {}, finite=finite, chunk_mb=self._chunk_mb)
+        with failures(self._unwritable(path)):
+            forms = formats.forms_of(path, arrays, dtypes or {}, finite=finite, chunk_mb=self._chunk_mb)
             manifest.encode(path, {}, attributes, {})  # refuses attributes that are not JSON before anything is written
-            self._clear(path, folder)
-            metadata = write_arrays(folder, encoded)
-            data = manifest.encode(path, {name: array.info for name, array in encoded.items()}, attributes, metadata)
-            files.sync_all([*files.tree(folder), *files.ancestors(folder, self._root)])
-            if not files.create_file(folder / MANIFEST, data):
-                raise StoreError(f"{path}: was committed by another writer meanwhile; use a path of its own for each attempt")
-        return Reference(path, manifest.digest_of(data))
+            with contextlib.closing(self._open_sink(path, forms)) as sink:
+                sink.append(arrays)
+                return sink.commit(attributes)
+
+    def begin(self, path: str, *, rows: int, dtypes: Mapping[str, str] | None = None, finite: bool = True) -> GroupWriter:
+        """Return the writer of a group given piece by piece, as `RepresentationStore.begin` says."""
+        with failures(self._unwritable(path)):
+            self._require_free(path, self._locate(path))
+
+        def open_sink(forms: Mapping[str, formats.Form]) -> Sink:
+            return self._open_sink(path, forms)
+
+        return Pieces(path, rows, dtypes=dtypes or {}, finite=finite, chunk_mb=self._chunk_mb, open_sink=open_sink)
 
     def manifest(self, ref: Reference | str) -> Manifest:
         """Return the manifest of a committed group, as `RepresentationStore.manifest` says."""
@@ -123,6 +126,20 @@ class ZarrStore:
             if not Path(os.path.realpath(place)).is_relative_to(self._root):
                 raise StoreError(f"{path}: is a link that leaves the store's root {self._root}; put the data inside the root")
         return place
+
+    def _open_sink(self, path: str, forms: Mapping[str, formats.Form]) -> Sink:
+        """Return where the arrays of the group `path` go, its folder cleared."""
+        # Here, because importing zarr takes half a second, which a command that reads documents alone should not pay.
+        from store.zarr_writing import GroupFiles
+
+        folder = self._locate(path)
+        with failures(self._unwritable(path)):
+            self._require_free(path, folder)
+            self._clear(path, folder)
+            return GroupFiles(path, folder, self._root, forms)
+
+    def _unwritable(self, path: str) -> str:
+        return f"{path}: cannot be written in {self._root}"
 
     def _entries(self, path: str) -> list[Path]:
         folder = self._locate(path) if check_folder(path) else self._root
