@@ -20,7 +20,9 @@ from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, JobResult
 from searcher.kernels.evolution import with_kernels
-from searcher.search import SearchPlan, SearchProgress, SearchResult, search_examples
+from searcher.reports import Reports
+from searcher.search import Piece, SearchPlan, SearchProgress, search_pieces
+from searcher.writing import Background
 from store import Reference, open_store
 from store.parameters import read_parameters
 
@@ -50,21 +52,21 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
     network = build_network(table, data, seed=config.run.seed, purpose="searched")
     load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
     names = [layer_name(layer, network.logits_layer) for layer in plan.layers]
-
-    def on_progress(progress: SearchProgress) -> None:
-        context.check()
-        context.progress(progress.done, spec.count, unit="images", text=_text(names, progress))
-
-    result = search_examples(
-        plan, network, data.train, first=spec.first, count=spec.count, device=torch.device(context.device), on_progress=on_progress
-    )
-    context.check()
-    reference = store.write(
-        spec.output_path,
-        _arrays(names, result),
-        attributes=_attributes(request, config, names, result),
-        dtypes=dict.fromkeys(names, config.store.dtype),
-    )
+    reports = Reports(context, spec.count, names)
+    writer = store.begin(spec.output_path, rows=spec.count, dtypes=dict.fromkeys(names, config.store.dtype))
+    with Background(writer) as shard:
+        end = search_pieces(
+            plan,
+            network,
+            data.train,
+            first=spec.first,
+            count=spec.count,
+            device=torch.device(context.device),
+            take=lambda piece: shard.append(_arrays(names, piece)),
+            on_progress=reports.progress,
+            on_position=reports.position,
+        )
+        reference = shard.commit(_attributes(request, config, names, end))
     return JobResult(path=reference.path, digest=reference.digest)
 
 
@@ -99,12 +101,12 @@ def _layer_shapes(config: RunConfig, shapes: Sequence[Shape], classes: int) -> l
     return [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in wanted]
 
 
-def _arrays(names: Sequence[str], result: SearchResult) -> dict[str, np.ndarray]:
-    arrays = {name: target.numpy() for name, target in zip(names, result.targets, strict=True)}
-    return {**arrays, "fitness_before": result.before_NL.numpy(), "fitness_after": result.after_NL.numpy()}
+def _arrays(names: Sequence[str], piece: Piece) -> dict[str, np.ndarray]:
+    arrays = {name: target.numpy() for name, target in zip(names, piece.targets, strict=True)}
+    return {**arrays, "fitness_before": piece.before_NL.numpy(), "fitness_after": piece.after_NL.numpy()}
 
 
-def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequence[str], result: SearchResult) -> dict[str, object]:
+def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequence[str], end: SearchProgress) -> dict[str, object]:
     spec = request.search
     return {
         "kind": "search",
@@ -119,18 +121,9 @@ def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequen
         "dataset_digest": request.dataset_digest,
         "network_digest": spec.network.digest,
         "layers": list(names),
-        "evaluations": result.evaluations,
-        "seconds": result.seconds,
+        "evaluations": end.evaluations,
+        "seconds": end.seconds,
         "searches_per_example": config.search.searches_per_example,
-        "curves": dict(zip(names, result.curves, strict=True)),
-        "solved": dict(zip(names, result.solved, strict=True)),
+        "curves": dict(zip(names, end.curves, strict=True)),
+        "solved": dict(zip(names, end.solved, strict=True)),
     }
-
-
-def _text(names: Sequence[str], progress: SearchProgress) -> str:
-    layers = ", ".join(
-        f"{name} {curve[0]:.2f} to {curve[-1]:.2f} ({solved:.0%} solved)"
-        for name, curve, solved in zip(names, progress.curves, progress.solved, strict=True)
-    )
-    rate = f", {progress.evaluations / max(progress.seconds, 1e-9):,.0f} evaluations/s" if progress.evaluations else ""
-    return layers + rate

@@ -10,7 +10,7 @@ Shapes: W tiles of a group; T rows of a tile; P candidates; R results; S seeds; 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,9 +69,19 @@ class Found:
 
 
 def search_layer(
-    plan: SearchPlan, network: SearchableNetwork, position: int, starts_WTSX: Tensor, group: Group, *, replicate: int = 0
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    position: int,
+    starts_WTSX: Tensor,
+    group: Group,
+    *,
+    replicate: int = 0,
+    on_generation: Callable[[int], None] = lambda generation: None,
 ) -> LayerResult:
-    """Return the results of one layer; raises `NumericalError` naming image, layer and generation if a fitness is not finite."""
+    """Return the results of one layer; raises `NumericalError` naming image, layer and generation if a fitness is not finite.
+
+    `on_generation` is called after the initial population, 0, and every generation; it may raise to stop the search.
+    """
     strategy, number = plan.strategy, plan.layers[position]
     layer = layer_of(plan, network, position, starts_WTSX.device)
     W, T = group.index_WT.shape
@@ -102,6 +112,7 @@ def search_layer(
             packs[place] = found.note(replace(pack, state=state), best, slot_T, last=generation == last)
         assert found is not None
         history.append(found.fitness[:W].clone())
+        on_generation(generation)
         if strategy.traits.stops and generation < last:
             packs = repack(packs, W)
     assert found is not None

@@ -44,6 +44,28 @@ class SearchProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where the search of a group is: `generation` of `generations` of search layer number `layer`, counted by its place in the plan.
+
+    examples: examples of the group times the share of its generations that are over.
+    """
+
+    layer: int
+    generation: int
+    generations: int
+    examples: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Results of the next examples of a range; arrays as in `SearchResult`."""
+
+    targets: list[Tensor]
+    before_NL: Tensor
+    after_NL: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
     """Targets and fitness of N examples; where R > 1 results per example are searched, arrays have an axis of R after that of N.
 
@@ -63,7 +85,6 @@ class SearchResult:
     seconds: float
 
 
-@torch.no_grad()
 def search_examples(
     plan: SearchPlan,
     network: SearchableNetwork,
@@ -74,28 +95,79 @@ def search_examples(
     device: torch.device,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
 ) -> SearchResult:
-    """Return the searched representations of training examples first .. first + count - 1 of `split`.
+    """Return the searched representations of training examples first .. first + count - 1 of `split`; see `search_pieces`."""
+    pieces: list[Piece] = []
+    end = search_pieces(plan, network, split, first=first, count=count, device=device, take=pieces.append, on_progress=on_progress)
+    return SearchResult(
+        targets=[torch.cat(parts) for parts in zip(*(piece.targets for piece in pieces), strict=True)],
+        before_NL=torch.cat([piece.before_NL for piece in pieces]),
+        after_NL=torch.cat([piece.after_NL for piece in pieces]),
+        curves=end.curves,
+        solved=end.solved,
+        evaluations=end.evaluations,
+        seconds=end.seconds,
+    )
 
-    `on_progress` is called after each group of tiles; it may raise to stop the search. Raises `NumericalError` naming image, layer and
-    generation if a fitness is not finite, `DatasetError` for a label that the network has no class for.
+
+@torch.no_grad()
+def search_pieces(
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    split: Split,
+    *,
+    first: int,
+    count: int,
+    device: torch.device,
+    take: Callable[[Piece], None],
+    on_progress: Callable[[SearchProgress], None] = lambda progress: None,
+    on_position: Callable[[Position], None] = lambda position: None,
+) -> SearchProgress:
+    """Search training examples first .. first + count - 1 of `split`, give `take` their results in order, and return the end.
+
+    `on_progress` is called after each group of tiles, `on_position` after each generation of one; each may raise to stop the search.
+    Raises `NumericalError` naming image, layer and generation if a fitness is not finite, `DatasetError` for a label that the network
+    has no class for.
     """
     begin = time.monotonic()
     check_labels(split.labels[first : first + count], network.classes, first=first)
     searched = evaluation_network(network).to(device)
     tally = Tally(len(plan.layers))
     for group in groups_of(plan, split, first=first, count=count, device=device):
-        tally.add(search_group(plan, searched, group), group.real_WT)
+        take(tally.add(search_group(plan, searched, group, on_position), group.real_WT))
         on_progress(tally.progress(time.monotonic() - begin))
-    return tally.result(plan.searches, time.monotonic() - begin)
+    return tally.progress(time.monotonic() - begin)
 
 
-def search_group(plan: SearchPlan, network: SearchableNetwork, group: Group) -> list[LayerResult]:
+def search_group(
+    plan: SearchPlan, network: SearchableNetwork, group: Group, on_position: Callable[[Position], None] = lambda position: None
+) -> list[LayerResult]:
     """Return the results of every search layer for one group; `network` comes from `evaluation_network`."""
     searches = 1 if plan.strategy.traits.several else plan.searches
-    return _beside([_search_layers(plan, network, group, replicate) for replicate in range(searches)])
+    steps = Steps(plan, searches, int(group.real_WT.sum()), on_position)
+    return _beside([_search_layers(plan, network, group, replicate, steps) for replicate in range(searches)])
 
 
-def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int) -> list[LayerResult]:
+class Steps:
+    """Counts the generations of the independent `searches` of a group of `examples`."""
+
+    def __init__(self, plan: SearchPlan, searches: int, examples: int, tell: Callable[[Position], None]) -> None:
+        self._generations = [plan.strategy.generations_at(position) for position in range(len(plan.layers))]
+        self._share = examples / (searches * sum(generations + 1 for generations in self._generations))
+        self._tell = tell
+        self._done = 0
+
+    def of_layer(self, layer: int) -> Callable[[int], None]:
+        """Return what to call after each generation of search layer number `layer`."""
+
+        def over(generation: int) -> None:
+            self._done += 1
+            generations = self._generations[layer]
+            self._tell(Position(layer=layer, generation=generation, generations=generations, examples=self._done * self._share))
+
+        return over
+
+
+def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int, steps: Steps) -> list[LayerResult]:
     results: list[LayerResult] = []
     for position, layer in enumerate(plan.layers):
         if results:
@@ -103,7 +175,8 @@ def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, r
         else:
             tiles = zip(group.images_WTCHW, group.index_WT, strict=True)
             starts = [first_candidates(plan, network, images, index, replicate=replicate) for images, index in tiles]
-        results.append(search_layer(plan, network, position, torch.stack(starts), group, replicate=replicate))
+        over = steps.of_layer(position)
+        results.append(search_layer(plan, network, position, torch.stack(starts), group, replicate=replicate, on_generation=over))
     return results
 
 
@@ -123,29 +196,29 @@ def _beside(searches: list[list[LayerResult]]) -> list[LayerResult]:
 
 
 class Tally:
-    """Results of the groups so far, on the CPU, and their sums."""
+    """Sums of the results of the groups so far."""
 
     def __init__(self, layers: int) -> None:
-        self._targets: list[list[Tensor]] = [[] for _ in range(layers)]
-        self._before: list[Tensor] = []
-        self._after: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._solved = torch.zeros(layers, dtype=torch.int64)
         self._done = self._results = self._evaluations = 0
 
-    def add(self, results: list[LayerResult], real_WT: Tensor) -> None:
-        """Take the results of a group, less its padding."""
+    def add(self, results: list[LayerResult], real_WT: Tensor) -> Piece:
+        """Count the results of a group and return them, less its padding, on the CPU."""
         fitness = [[values[real_WT].cpu() for values in result.fitness] for result in results]
-        for kept, result in zip(self._targets, results, strict=True):
-            kept.append(result.targets_WTRX[real_WT].cpu())
-        self._before.append(torch.stack([values[0] for values in fitness], dim=-1))
-        self._after.append(torch.stack([values[-1] for values in fitness], dim=-1))
+        targets = [result.targets_WTRX[real_WT].cpu() for result in results]
+        before_NRL = torch.stack([values[0] for values in fitness], dim=-1)
+        after_NRL = torch.stack([values[-1] for values in fitness], dim=-1)
         sums = [torch.stack([values.double().sum() for values in layer]) for layer in fitness]
         self._sums = [total + more for total, more in zip(self._sums, sums, strict=True)] if self._sums else sums
-        self._solved += (self._after[-1] > SOLVED).flatten(0, -2).sum(dim=0)
-        self._done += len(self._after[-1])
-        self._results += self._after[-1][..., 0].numel()
+        self._solved += (after_NRL > SOLVED).flatten(0, -2).sum(dim=0)
+        self._done += len(after_NRL)
+        self._results += after_NRL[..., 0].numel()
         self._evaluations += sum(result.evaluations for result in results)
+        if after_NRL.shape[1] > 1:
+            return Piece(targets, before_NRL, after_NRL)
+        # One result per example needs no axis of results.
+        return Piece([target.squeeze(1) for target in targets], before_NRL.squeeze(1), after_NRL.squeeze(1))
 
     def progress(self, seconds: float) -> SearchProgress:
         """Return where the search is."""
@@ -154,20 +227,5 @@ class Tally:
             curves=[(-total / self._results).tolist() for total in self._sums],
             solved=(self._solved / self._results).tolist(),
             evaluations=self._evaluations,
-            seconds=seconds,
-        )
-
-    def result(self, searches: int, seconds: float) -> SearchResult:
-        """Return everything; without the axis of results if there is one result per example."""
-        arrays = [torch.cat(parts) for parts in (*self._targets, self._before, self._after)]
-        *targets, before, after = [array.squeeze(1) if searches == 1 else array for array in arrays]
-        now = self.progress(seconds)
-        return SearchResult(
-            targets=targets,
-            before_NL=before,
-            after_NL=after,
-            curves=now.curves,
-            solved=now.solved,
-            evaluations=now.evaluations,
             seconds=seconds,
         )

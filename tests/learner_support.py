@@ -34,7 +34,7 @@ class Recorder:
     reported: list[tuple[str, int, float]] = field(default_factory=list)
     progressed: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def progress(self, done: int, total: int, *, unit: str, text: str = "") -> None:
+    def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
         self.progressed.append((done, total, unit))
 
     def points(self, points: Sequence[tuple[str, int, float]]) -> None:

@@ -38,7 +38,7 @@ TEXTS: list[str] = []
 class Watcher(Recorder):
     """A recorder that keeps the texts of progress."""
 
-    def progress(self, done: int, total: int, *, unit: str, text: str = "") -> None:
+    def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
         TEXTS.append(text)
 
 

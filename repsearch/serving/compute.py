@@ -44,9 +44,9 @@ class Context:
         self._points = 0
         self._sent_at = 0.0
 
-    def progress(self, done: int, total: int, *, unit: str, text: str = "") -> None:
+    def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
         counter = self._progress.counter + 1
-        self._progress = jobs_pb2.Progress(counter=counter, done=done, total=total, unit=unit, text=text)
+        self._progress = jobs_pb2.Progress(counter=counter, done=done, total=total, unit=unit, text=text, search=search)
         now = time.monotonic()
         if done >= total or now - self._sent_at >= PROGRESS_S:
             self._sent_at = now

@@ -30,8 +30,8 @@ class JobContext(Protocol):
     @property
     def store_root(self) -> Path: ...
 
-    def progress(self, done: int, total: int, *, unit: str, text: str = "") -> None:
-        """Report that `done` of `total` units are done; call it whenever work advances, it is cheap."""
+    def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
+        """Report that `done` of `total` units are done; call it whenever work advances, it is cheap. Only the newest report is kept."""
 
     def points(self, points: Sequence[tuple[str, int, float]]) -> None:
         """Report points of curves: key, step, value. They are kept until the job is forgotten, so at most `MAX_POINTS` a job."""

@@ -202,18 +202,46 @@ class Job(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., run_id: _Optional[str] = ..., term: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., result: _Optional[_Union[Reference, _Mapping]] = ..., dataset_digest: _Optional[str] = ..., last_sequence: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("counter", "done", "total", "unit", "text")
+    __slots__ = ("counter", "done", "total", "unit", "text", "search")
     COUNTER_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
     counter: int
     done: int
     total: int
     unit: str
     text: str
-    def __init__(self, counter: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    search: SearchState
+    def __init__(self, counter: _Optional[int] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., text: _Optional[str] = ..., search: _Optional[_Union[SearchState, _Mapping]] = ...) -> None: ...
+
+class SearchState(_message.Message):
+    __slots__ = ("layers", "evaluations", "ahead", "layer", "generation", "generations")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerState]
+    evaluations: int
+    ahead: float
+    layer: str
+    generation: int
+    generations: int
+    def __init__(self, layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., evaluations: _Optional[int] = ..., ahead: _Optional[float] = ..., layer: _Optional[str] = ..., generation: _Optional[int] = ..., generations: _Optional[int] = ...) -> None: ...
+
+class LayerState(_message.Message):
+    __slots__ = ("name", "cross_entropy", "solved")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CROSS_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    SOLVED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cross_entropy: _containers.RepeatedScalarFieldContainer[float]
+    solved: float
+    def __init__(self, name: _Optional[str] = ..., cross_entropy: _Optional[_Iterable[float]] = ..., solved: _Optional[float] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("key", "step", "value")
