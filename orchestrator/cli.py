@@ -27,6 +27,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the name of a run under runs/.")]
+JobsOption = Annotated[int, typer.Option("--jobs", help="Runs at a time, each on local daemons of its own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -101,14 +102,45 @@ def study(
 
 
 @app.command()
-def resume(run: RunArgument) -> None:
-    """Go on with a run or a study from what it committed."""
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A run's configuration with a table [sweep], a TOML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=v", help="Set one value of the configuration, or of [sweep]; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; default: the file's name and the next free number.")] = None,
+    jobs: JobsOption = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the space, start and write nothing.")] = False,
+) -> None:
+    """Try values of a configuration, and choose those that are best on validation."""
+    with _interruptible():
+        from orchestrator.progress import make_display
+        from orchestrator.sweeps import running
+
+        prepared, console = running.prepare(config, set_ or [], name, jobs), _console()
+        if dry_run:
+            _print_sweep(console, prepared)
+            return
+        with make_display(console) as display:
+            best = running.start(prepared, display)
+        _print_best(prepared.folder, prepared.sweep, best)
+
+
+@app.command()
+def resume(run: RunArgument, jobs: JobsOption = 1) -> None:
+    """Go on with a run, a study or a sweep from what it committed; `--jobs` is for a sweep."""
     with _interruptible():
         from orchestrator import execution
         from orchestrator.progress import make_display
         from orchestrator.runs import find_run, open_run
+        from orchestrator.sweeps import running as sweeps
 
-        folder, console = find_run(run), _console()
+        console = _console()
+        if (found := sweeps.find_sweep(run)) is not None:
+            with make_display(console) as display:
+                prepared = sweeps.reopen(found, jobs)
+                _print_best(found, prepared.sweep, sweeps.go_on(prepared, display))
+            return
+        folder = find_run(run)
         if open_run(folder).study:
             from orchestrator.studies import running
 
@@ -256,6 +288,27 @@ def _print_study(folder: Path) -> None:
     tracking = open_run(folder).config.tracking
     if tracking.enabled:
         print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=folder.parent))}")
+
+
+def _print_sweep(console: Console, prepared: Any) -> None:
+    from orchestrator.sweeps.space import Range
+    from orchestrator.tables import fields_table, print_table
+
+    def text(part: Any) -> str:
+        if isinstance(part, Range):
+            return f"{part.low:g} to {part.high:g}{', by logarithm' if part.log else ''}"
+        return ", ".join(part.texts())
+
+    fields = {"sweep": prepared.folder, "sampler": prepared.sweep.settings.sampler, "trials": prepared.sweep.trials}
+    print_table(console, fields_table({**fields, **{key: text(part) for key, part in prepared.sweep.space.items()}}))
+    console.print("dry run: nothing was started or written")
+
+
+def _print_best(folder: Path, sweep: Any, best: Any) -> None:
+    from orchestrator.sweeps import running
+
+    print("\n".join(running.best_lines(best, sweep)))
+    print(f"run it: orchestrator run {folder / running.BEST_FILE}")
 
 
 def _print_json(value: Any) -> None:

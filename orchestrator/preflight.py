@@ -58,10 +58,10 @@ class Preflight:
         return plans
 
 
-def check_run(config: RunConfig) -> Preflight:
+def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     """Check `config` against the data, the machine and itself; raises the `RepSearchError` of the first fault found.
 
-    Loads the data, so that a fault of theirs is found here, and drops them again.
+    Loads the data, so that a fault of theirs is found here, and drops them again; `data`: the same, for who has loaded them already.
     """
     policy = make_policy(config)
     policy.check(config)
@@ -69,7 +69,7 @@ def check_run(config: RunConfig) -> Preflight:
     _check_objective(config, policy)
     _check_targets(config)
     _check_devices(config)
-    data = _load(config)
+    data = data or _load(config)
     shapes = _check_networks(config, data)
     _check_reading(config, policy, len(shapes))
     layers, evaluations = _check_search(config, shapes, len(data.classes)) if policy.searches else ({}, None)

@@ -43,6 +43,7 @@ class Run:
     digests: search, learn, dataset.
     baseline_of: name of the run that this one is the baseline of, or "".
     study: for the folder of a study, its name and fields (`orchestrator.studies`); empty for a run.
+    sweep: for a trial of a sweep, the sweep's name and the trial's number; empty for any other run.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Run:
     created: float
     baseline_of: str = ""
     study: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the contents of `run.json`."""
@@ -72,6 +74,7 @@ class Run:
             "created": self.created,
             "baseline_of": self.baseline_of,
             "study": dict(self.study),
+            "sweep": dict(self.sweep),
         }
 
     def tags(self) -> dict[str, str]:
@@ -85,6 +88,7 @@ class Run:
             "objective": config.learn.objective["name"],
             "seed": str(config.run.seed),
             **({"study": str(self.study["name"])} if self.study else {}),
+            **({"sweep": str(self.sweep["name"]), "trial": str(self.sweep["trial"])} if self.sweep else {}),
         }
 
 
@@ -218,8 +222,9 @@ def open_run(folder: Path) -> Run:
         # Resolved when it was written; resolving again would import the plug-ins, and with them torch.
         config=RunConfig.model_validate(document["config"]),
         **{key: document[key] for key in ("run_id", "name", "term", "dataset", "digests", "versions", "created", "baseline_of")},
-        # Folders written before there were studies lack it.
+        # Folders written before there were studies and sweeps lack them.
         study=document.get("study", {}),
+        sweep=document.get("sweep", {}),
     )
 
 

@@ -5,7 +5,7 @@
 """
 
 from repsearch.config.digests import json_digest, learn_digest, search_digest
-from repsearch.config.loading import load_config, parse_config, with_overrides
+from repsearch.config.loading import load_config, parse_config, read_toml, with_overrides
 from repsearch.config.schema import (
     LOGITS,
     LearnConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "learn_digest",
     "load_config",
     "parse_config",
+    "read_toml",
     "search_digest",
     "with_overrides",
 ]

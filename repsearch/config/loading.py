@@ -29,17 +29,24 @@ _PLUGIN_KEYS = [path.split(".") for path, _ in PLUGINS]
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration in TOML file `path`, with `a.b=value` overrides applied in order.
 
+    A table `[sweep]`, which says what `orchestrator sweep` chooses, is no part of the configuration.
     Raises `ConfigError` for a file that is missing or not TOML, and for every fault `parse_config` finds.
     """
+    table = read_toml(path)
+    table.pop("sweep", None)
+    return parse_config(with_overrides(table, overrides))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table in TOML file `path`; raises `ConfigError` for one that is missing or not TOML."""
     try:
-        table = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; name a configuration, such as configs/digits.toml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return parse_config(with_overrides(table, overrides))
 
 
 def with_overrides(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
