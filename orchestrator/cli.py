@@ -177,6 +177,38 @@ def compare(
 
 
 @app.command()
+def analyse(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of the same data, as folders or names.")],
+    examples: Annotated[int, typer.Option(min=1, help="Training images that representations are measured on, the first ones.")] = 1000,
+    points: Annotated[int, typer.Option(min=2, help="Networks per curve, at most; those between are left out evenly.")] = 30,
+    round: Annotated[int | None, typer.Option(min=0, help="Round to analyse; default: the last.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Score on the test images instead of those of validation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what runs learned, beside their baselines; figures and tables go to RUN/analysis and to MLflow."""
+    with _interruptible():
+        from orchestrator.analysing.command import Options
+        from orchestrator.analysing.command import analyse as analyse_folders
+        from orchestrator.progress import make_display
+        from orchestrator.runs import find_run
+        from orchestrator.tables import print_table, rows_table
+
+        folders = [find_run(run) for run in runs]
+        # Of JSON, stdout holds nothing else.
+        with make_display(Console(highlight=False, stderr=as_json)) as display:
+            found = analyse_folders(folders, Options(examples=examples, points=points, round=round, test=test), display)
+        if as_json:
+            _print_json(found.to_dict())
+            return
+        for rows in (found.scores, found.agreement):
+            if rows:
+                print_table(_console(), rows_table(rows))
+        for folder in found.folders:
+            for path in sorted(folder.iterdir()):
+                print(path)
+
+
+@app.command()
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Check that everything that a run refers to is there and unaltered; exit code 4 if not."""
     from orchestrator.runs import find_run

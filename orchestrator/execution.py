@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import interrupts
 from orchestrator.daemons import Fleet, check_fleet, connected
-from orchestrator.journal import Journal, read_journal
+from orchestrator.journal import Journal, last_of_run, read_journal
 from orchestrator.local import LocalDaemons, local_specs
 from orchestrator.preflight import Preflight, check_run, library_versions
 from orchestrator.progress import Display
@@ -225,8 +225,8 @@ def make_tracker(run: Run, display: Display) -> Tracker:
 
 def is_finished(folder: Path) -> bool:
     """Return whether the run in `folder` came to its end."""
-    records = read_journal(folder)
-    return bool(records) and records[-1]["kind"] == "run_finished" and records[-1]["status"] == "FINISHED"
+    last = last_of_run(read_journal(folder))
+    return last is not None and last["kind"] == "run_finished" and last["status"] == "FINISHED"
 
 
 def check_same_data(run: Run, preflight: Preflight) -> None:

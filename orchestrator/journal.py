@@ -8,7 +8,7 @@ round_started   round, plan
 point           round, key, step, value         one value of a round's curve: by epoch or by generation
 round_finished  round, report
 network_ready   round, path, digest             the network learned in the round is committed
-analysis_ready  path                            figures and tables of a study are in this folder, relative to the run's
+analysis_ready  path                            figures and tables are in this folder, relative to the run's; also after the end
 run_finished    status ("FINISHED", "FAILED" or "KILLED"), error
 
 One process writes (the orchestrator that holds the run); any number read.
@@ -165,6 +165,11 @@ class JournalReader:
 def read_journal(folder: Path) -> list[Record]:
     """Return every whole record of the journal in `folder`, without changing the file; [] if there is none."""
     return JournalReader(folder).read()
+
+
+def last_of_run(records: Sequence[Record]) -> Record | None:
+    """Return the last record but those of analyses, which may follow the end of a run: the end, if it has one."""
+    return next((record for record in reversed(records) if record["kind"] != "analysis_ready"), None)
 
 
 def _parse(line: bytes, *, where: str) -> Record:

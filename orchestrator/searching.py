@@ -19,7 +19,7 @@ from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
 from orchestrator.work import Work, as_document, as_message, document_there
 from repsearch.errors import RepSearchError, StoreError
 from repsearch.rpc.v1 import jobs_pb2
-from store import Manifest, Reference, layout, reference_at
+from store import Manifest, Reference, Store, layout, reference_at
 from store.verification import verify_group
 
 
@@ -81,13 +81,18 @@ def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> Sear
     """Return the round's committed search, searching whatever of it is missing; `network` is the one searched, None without search."""
     path = layout.round_document(plan.round)
     if document_there(work.store, path):
-        document = work.store.read_document(path)
-        record = SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__ if name in document})
+        record = load_search(work.store, plan.round)
     else:
         record = _search(work, plan, network)
         work.store.write_document(path, asdict(record), create=True)
     work.log.points(plan.round, record.points())
     return record
+
+
+def load_search(store: Store, round: int) -> SearchRecord:
+    """Return the committed search of `round`; raises `StoreError` if there is none."""
+    document = store.read_document(layout.round_document(round))
+    return SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__ if name in document})
 
 
 def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:

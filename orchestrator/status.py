@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.journal import Record, read_journal
+from orchestrator.journal import Record, last_of_run, read_journal
 from orchestrator.runs import open_run, owner
 from store import layout
 
@@ -51,13 +51,15 @@ def state_of(folder: Path) -> str:
 def _state(records: Sequence[Record], *, running: bool) -> str:
     if running:
         return "running"
-    if records and records[-1]["kind"] == "run_finished":
-        return str(records[-1]["status"]).lower()
+    last = last_of_run(records)
+    if last is not None and last["kind"] == "run_finished":
+        return str(last["status"]).lower()
     return "interrupted"
 
 
 def _error(records: Sequence[Record]) -> str:
-    return str(records[-1]["error"]) if records and records[-1]["kind"] == "run_finished" else ""
+    last = last_of_run(records)
+    return str(last["error"]) if last is not None and last["kind"] == "run_finished" else ""
 
 
 def _current(records: Sequence[Record]) -> tuple[int, bool]:

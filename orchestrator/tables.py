@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,20 @@ def compare_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(_value(row["settings"][path]) for path in settings),
         )
     return table
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return rows with the same keys as a table; fractions to four digits, what was not measured as a dash."""
+    table = _table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*(_number(value) for value in row.values()))
+    return table
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if math.isfinite(value) else NOTHING
+    return str(value)
 
 
 def fields_table(fields: Mapping[str, Any]) -> Table:

@@ -105,6 +105,22 @@ def test_sync_marks_a_run_that_nobody_continues_as_killed(tmp_path: Path, uri: s
     assert (held(uri)["status"], held(uri)["statuses"]) == ("KILLED", {0: "FINISHED", 1: "KILLED"})
 
 
+def test_an_analysis_after_the_end_becomes_artifacts_of_the_run_as_it_ended(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "run"
+    whole_run(folder, rounds=1)
+    sync(folder, uri=uri, experiment=EXPERIMENT)
+    (folder / "analysis").mkdir()
+    for text in ("first", "second"):
+        (folder / "analysis/scores.csv").write_text(text)
+        with Journal(folder) as journal:
+            journal.append("analysis_ready", path="analysis")
+        sync(folder, uri=uri, experiment=EXPERIMENT)
+        assert parent_of(uri).info.status == "FINISHED"
+    client, run = connect(uri, EXPERIMENT).client, parent_of(uri).info.run_id
+    assert [item.path for item in client.list_artifacts(run, "analysis")] == ["analysis/scores.csv"]
+    assert Path(client.download_artifacts(run, "analysis/scores.csv", str(tmp_path))).read_text() == "second"
+
+
 def test_sync_is_refused_while_the_run_is_tracked(tmp_path: Path, uri: str) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

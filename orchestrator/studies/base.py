@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Table = Mapping[str, Any]
 """A strategy's name and fields, as in the configuration."""
+ANALYSIS = "analysis"
+"""Folder of figures and tables, relative to the run's."""
 FIRST_IMAGES = 200
 """Training images that a study searches where it is not told how many."""
 
@@ -140,6 +143,18 @@ def _cell(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return f"{value:.6g}" if np.isfinite(value) else ""
     return value
+
+
+def write_findings(folder: Path, findings: Findings) -> None:
+    """Write figures as PNG and tables as CSV."""
+    # Imported when needed: matplotlib takes half a second.
+    from orchestrator.studies.figures import save
+
+    folder.mkdir(exist_ok=True)
+    for name, figure in findings.figures.items():
+        save(figure, folder / f"{name}.png")
+    for name, rows in findings.tables.items():
+        (folder / f"{name}.csv").write_text(csv_text(rows))
 
 
 def several_searches(base: Base, study: str) -> int:

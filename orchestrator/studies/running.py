@@ -23,7 +23,7 @@ from orchestrator.progress import Display
 from orchestrator.runs import Run, RunLock, choose_name, create_folder, open_run, run_root, save_run
 from orchestrator.searching import initial_network, search_round
 from orchestrator.studies import STUDIES
-from orchestrator.studies.base import Base, Findings, Results, Setting, SettingResult, Study, csv_text
+from orchestrator.studies.base import ANALYSIS, Base, Results, Setting, SettingResult, Study, write_findings
 from orchestrator.studies.strategies import built
 from orchestrator.work import Work, document_there
 from repsearch.config import RunConfig, load_config, parse_config, search_digest
@@ -33,7 +33,6 @@ from store import Reference, layout
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
 
-ANALYSIS = "analysis"
 OVERRIDE = "study."
 
 
@@ -120,7 +119,7 @@ def perform(work: Work, preflight: Preflight, study: Study, settings: Sequence[S
         seed=work.run.config.run.seed,
         **_examples(work.run, study.images),
     )
-    write(work.run.folder / ANALYSIS, study.analyse(results))
+    write_findings(work.run.folder / ANALYSIS, study.analyse(results))
     work.log.append("analysis_ready", path=ANALYSIS)
 
 
@@ -147,18 +146,6 @@ def setting_config(config: RunConfig, setting: Setting) -> RunConfig:
 def base_of(preflight: Preflight) -> Base:
     """Return what settings are derived from."""
     return Base(config=preflight.config, layers=preflight.layers, classes=len(preflight.dataset["classes"]))
-
-
-def write(folder: Path, findings: Findings) -> None:
-    """Write figures as PNG and tables as CSV."""
-    # Imported when needed: matplotlib takes half a second.
-    from orchestrator.studies.figures import save
-
-    folder.mkdir(exist_ok=True)
-    for name, figure in findings.figures.items():
-        save(figure, folder / f"{name}.png")
-    for name, rows in findings.tables.items():
-        (folder / f"{name}.csv").write_text(csv_text(rows))
 
 
 def _checked(config: RunConfig, table: Mapping[str, Any]) -> tuple[Preflight, Study, list[Setting]]:

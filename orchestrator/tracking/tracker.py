@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from orchestrator.journal import JournalReader, Record, read_journal
+from orchestrator.journal import JournalReader, Record, last_of_run, read_journal
 from orchestrator.tracking.connect import connect, tracking_uri
 from orchestrator.tracking.mirror import Mirror
 from orchestrator.tracking.runs import Runs
@@ -186,7 +186,8 @@ def sync(run_folder: Path, *, uri: str = "", experiment: str = "") -> SyncResult
         try:
             mirror = _open_mirror(run_folder, uri, experiment or config["tracking"]["experiment"], live=False, system=SystemMetrics())
             mirror.apply(records)
-            if records[-1]["kind"] != "run_finished":
+            last = last_of_run(records)
+            if last is None or last["kind"] != "run_finished":
                 _end_killed(mirror)
         except Exception as error:
             raise DaemonError(f"MLflow at {uri}: {_text(error)}; start it, or name another with --uri, then repeat the command") from error
