@@ -72,7 +72,7 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     data = data or _load(config)
     shapes = _check_networks(config, data)
     _check_reading(config, policy, len(shapes))
-    layers, evaluations = _check_search(config, shapes, len(data.classes)) if policy.searches else ({}, None)
+    layers, evaluations = _check_search(config, shapes, data) if policy.searches else ({}, None)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
     return Preflight(config=config, dataset=_facts(config, data), layers=layers, evaluations=evaluations)
@@ -155,8 +155,9 @@ def _check_reading(config: RunConfig, policy: RoundPolicy, blocks: int) -> None:
         )
 
 
-def _check_search(config: RunConfig, shapes: tuple[Shape, ...], classes: int) -> tuple[dict[str, Shape], int | None]:
+def _check_search(config: RunConfig, shapes: tuple[Shape, ...], data: Data) -> tuple[dict[str, Shape], int | None]:
     from repsearch.networks import layer_name
+    from repsearch.search_memory import tile_of
 
     layers = config.search.layers
     for layer in layers:
@@ -165,10 +166,11 @@ def _check_search(config: RunConfig, shapes: tuple[Shape, ...], classes: int) ->
     numbers = [len(shapes) if layer == LOGITS else int(layer) for layer in layers]
     if any(after <= before for before, after in itertools.pairwise(numbers)):
         raise ConfigError(f"search.layers: {layers} is not in increasing order; list each layer once, from the input up, {LOGITS!r} last")
-    searched = [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in layers]
+    searched = [(len(data.classes),) if layer == LOGITS else shapes[int(layer)] for layer in layers]
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
+    tile_of(config, data, strategy)
     searches = 1 if strategy.traits.several else config.search.searches_per_example
     counted = searches * sum(strategy.evaluations(position) for position in range(len(layers)))
     return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, counted

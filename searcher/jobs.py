@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from repsearch.families import NETWORKS, STRATEGIES
 from repsearch.networks import build_network, layer_name, layer_number, load_arrays
 from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
+from repsearch.search_memory import tile_of
 from repsearch.serving import JobContext, JobResult
 from searcher.kernels.evolution import with_kernels
 from searcher.reports import Reports
@@ -87,9 +89,17 @@ def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: 
         round=round_number,
         input_noise=config.search.input_noise,
         from_network=trained and config.search.start == "network",
-        tile_examples=config.search.tile_examples,
+        tile_examples=_tile(config.model_dump_json(), data.digest),
         searches=config.search.searches_per_example,
     )
+
+
+@lru_cache(maxsize=8)
+def _tile(config_json: str, dataset_digest: str) -> int:
+    """Return the images per tile; the same for every shard of a run, so computed once."""
+    config = RunConfig.model_validate_json(config_json)
+    data = cached_data(config.dataset, seed=config.run.seed)
+    return tile_of(config, data, STRATEGIES.build(config.search.strategy, at="search.strategy"))
 
 
 def _layer_shapes(config: RunConfig, shapes: Sequence[Shape], classes: int) -> list[Shape]:

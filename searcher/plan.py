@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from repsearch.datasets.base import Split
-from repsearch.errors import DatasetError
+from repsearch.search_memory import GROUP_TILES
 from repsearch.seeding import keys_of, seed_of
 from searcher.strategies.base import SearchStrategy
-
-GROUP_TILES = 8
-"""Tiles searched side by side where images stop early, so that those left over fill whole tiles again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +63,3 @@ def groups_of(plan: SearchPlan, split: Split, *, first: int, count: int, device:
         taken_WT = index_WT.clamp(first, first + count - 1)
         parts = (split.images[taken_WT], split.labels[taken_WT], index_WT, taken_WT == index_WT)
         yield Group(*(part.to(device) for part in parts))
-
-
-def check_labels(labels_N: Tensor, classes: int, *, first: int) -> None:
-    """Raise `DatasetError` naming the first label out of 0..classes-1; `first` is the index of the first example."""
-    wrong = ((labels_N < 0) | (labels_N >= classes)).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise DatasetError(
-            f"training image {first + row}: label {int(labels_N[row])} is not in 0..{classes - 1}, the network's classes; "
-            "correct the label, or build the network for the dataset's classes"
-        )

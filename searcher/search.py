@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from repsearch.datasets.base import Split
+from repsearch.datasets.splitting import check_labels
 from repsearch.networks.base import SearchableNetwork
 from searcher.evaluating import evaluate
 from searcher.evaluation_network import evaluation_network
 from searcher.layer_search import LayerResult, search_layer
 from searcher.normal import standard_normal
-from searcher.plan import Group, SearchPlan, check_labels, groups_of
+from searcher.plan import Group, SearchPlan, groups_of
 from searcher.starting import first_candidates, input_noise, next_candidates
 
 __all__ = ["SearchPlan", "SearchProgress", "SearchResult", "evaluate", "input_noise", "search_examples", "standard_normal"]
@@ -129,7 +130,7 @@ def search_pieces(
     has no class for.
     """
     begin = time.monotonic()
-    check_labels(split.labels[first : first + count], network.classes, first=first)
+    check_labels(split.labels[first : first + count], network.classes, where="training image", first=first)
     searched = evaluation_network(network).to(device)
     tally = Tally(len(plan.layers))
     for group in groups_of(plan, split, first=first, count=count, device=device):

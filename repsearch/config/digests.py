@@ -35,6 +35,9 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     parts = {section: dump[section] for section in sections}
     # Where the data lie does not matter: the dataset digest tells which they are.
     parts["dataset"] = {key: value for key, value in parts["dataset"].items() if key not in ("root", "download")}
+    if parts["search"]["tile_examples"] != "auto":
+        # A budget that chooses nothing changes no result.
+        parts["search"] = {key: value for key, value in parts["search"].items() if key != "memory_mb"}
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
     return json_digest({"seed": config.run.seed, **parts})

@@ -40,8 +40,12 @@ class SearchConfig(Section):
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise on the inputs of the initial population, in standard deviations of the channel."""
-    tile_examples: int = Field(default=16, ge=1)
-    """Examples computed together. Results depend on it in the last bits, on the shard size never."""
+    tile_examples: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    """Examples computed together (a micro-batch); `"auto"`: as many as `memory_mb` leaves room for. Results depend on the number in the
+    last bits, on the shard size never."""
+    memory_mb: int = Field(default=2048, ge=1)
+    """Memory that a search may take on a searcher, in MB, beside data set and results. What it needs is computed from configuration and
+    shapes; a search that needs more is refused."""
     searches_per_example: int = Field(default=1, ge=1)
     """Independent results per training image; `learn.targets` says which of them the learner reads."""
     calibration_examples: int = Field(default=1000, ge=2)

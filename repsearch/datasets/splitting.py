@@ -66,6 +66,8 @@ def assemble(name: str, classes: Sequence[str], *, train: Split, validation: Spl
     """Return the `Data` of three splits, with channel statistics and digest; raises `DatasetError` for data that cannot be learned."""
     if len(classes) < 2:
         raise DatasetError(f"dataset {name}: one class only ({', '.join(classes)}); classification needs two or more")
+    for part, split in (("training", train), ("validation", validation), ("test", test)):
+        check_labels(split.labels, len(classes), where=f"dataset {name}: {part} image")
     present = torch.bincount(train.labels).nonzero()
     if len(present) < 2:
         raise DatasetError(
@@ -77,6 +79,16 @@ def assemble(name: str, classes: Sequence[str], *, train: Split, validation: Spl
         raise DatasetError(f"dataset {name}: channel {channel} has one value in all training images, so it cannot be normalised")
     digest = data_digest(classes, (train, validation, test))
     return Data(name, tuple(classes), train, validation, test, mean, std, digest)
+
+
+def check_labels(labels_N: Tensor, classes: int, *, where: str, first: int = 0) -> None:
+    """Raise `DatasetError` naming the first label out of 0..classes-1, at `where` and its index; `first` is that of the first label."""
+    wrong = ((labels_N < 0) | (labels_N >= classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DatasetError(
+            f"{where} {first + row}: label {int(labels_N[row])} is not in 0..{classes - 1}; correct the label, or name a class for it"
+        )
 
 
 def statistics(images_NCHW: Tensor) -> tuple[Tensor, Tensor]:

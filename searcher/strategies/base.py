@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from repsearch.footprint import Footprint
 from repsearch.networks.base import Shape
 
 StateT = TypeVar("StateT")
@@ -113,6 +114,13 @@ class SearchStrategy(Protocol[StateT]):
 
     def starts(self, position: int) -> int:
         """Return how many starting candidates `init` can use."""
+        ...
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds in memory at the `position`-th layer; optional (`repsearch.footprint.footprint_of` guesses).
+
+        A function of its arguments and of the strategy's fields: the number of images searched together follows from it.
+        """
         ...
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> StateT:

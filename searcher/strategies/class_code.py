@@ -7,6 +7,7 @@ blocks have codes as targets is the choice of `search.layers`; a block that is n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from repsearch.footprint import FLOAT_BYTES, Footprint
 from repsearch.networks.base import Shape
 from repsearch.seeding import seed_of
 from searcher.strategies.base import SearchLayer, Traits
@@ -49,6 +51,11 @@ class ClassCode(FixedStrategy):
         """Raise `ConfigError` unless there is one number of passes per layer, and the blur fits the layers' maps."""
         check_lengths({"blur_passes": self.blur_passes}, layers)
         check_blur(self.blur_passes, layers, shapes)
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        # The codes of all classes, as they are drawn, smoothed and normalised.
+        return Footprint(candidates=1, held=1, working=4, shared=4 * classes * math.prod(shape) * FLOAT_BYTES)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> FixedTarget:
         """Return the state that holds the target."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from repsearch.footprint import Footprint, table_bytes
 from repsearch.networks.base import Shape
 from repsearch.seeding import draw
 from searcher.children import NORMALISE_EPS, Moments, breed
@@ -102,6 +103,17 @@ class Evolution:
     def generations_at(self, position: int) -> int:
         """Return the number of generations at the `position`-th search layer."""
         return self.generations[position]
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        smoothed = self.population if self.blur == "candidate" else 0
+        return Footprint(
+            candidates=self.population,
+            held=self.parents,
+            working=2 * self.population + 4 * self.parents + 2 * smoothed,
+            seeds=self.parents if self.seeding == "parents" else 1,
+            shared=table_bytes(shape, self.noise_rows),
+        )
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> EvolutionState:
         """Return the state whose first proposal is `start_BSGM`, filled up to the population by mutations of it."""

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from repsearch.footprint import Footprint, table_bytes
 from repsearch.networks.base import Shape
 from searcher.strategies.base import Best, SearchLayer, Traits
 from searcher.strategies.evolution import finish
@@ -75,6 +76,11 @@ class EvolutionStrategy:
     def starts(self, position: int) -> int:
         """Return 1: the network's own representation."""
         return 1
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        shared = table_bytes(shape, self.noise_rows)
+        return Footprint(candidates=1 + 2 * self.pairs, held=4, working=5 * self.pairs + 4, shared=shared)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> MeanState:
         """Return the state whose mean is the own representation."""

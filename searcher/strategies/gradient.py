@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from repsearch.footprint import Footprint
 from repsearch.networks.base import Shape
 from searcher.strategies.base import Best, SearchLayer, Traits
 from searcher.strategies.evolution import finish
@@ -65,6 +66,10 @@ class Gradient:
     def starts(self, position: int) -> int:
         """Return 1: the network's own representation."""
         return 1
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        return Footprint(candidates=1, held=3, working=8)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> GradientState:
         """Return the state at the own representation."""

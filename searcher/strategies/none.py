@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from repsearch.footprint import Footprint
 from repsearch.networks.base import Shape
 from searcher.strategies.base import SearchLayer, Traits
 from searcher.strategies.fixed import FixedStrategy, FixedTarget
@@ -23,6 +24,10 @@ class OwnRepresentation(FixedStrategy):
 
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
         """Accept every layer."""
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        return Footprint(candidates=1, held=1, working=1)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> FixedTarget:
         """Return the state that holds the own representation."""

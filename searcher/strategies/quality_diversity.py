@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from repsearch.errors import ConfigError
+from repsearch.footprint import Footprint, table_bytes
 from repsearch.networks.base import Shape
 from repsearch.seeding import draw, seed_of
 from searcher.normal import standard_normal
@@ -89,6 +90,18 @@ class QualityDiversity:
     def starts(self, position: int) -> int:
         """Return 1: the own representation; the spread of its mutations sets the width of the grid."""
         return 1
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        cells = self.cells**self.dimensions
+        return Footprint(
+            candidates=self.population,
+            held=cells + 1,
+            working=max(6 * self.population, cells + self.population) + results,
+            results=results,
+            seeds=results,
+            shared=table_bytes(shape, self.noise_rows),
+        )
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> ArchiveState:
         """Return empty archives; the first proposal is the starting candidates, filled up by mutations of them."""

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from repsearch.footprint import Footprint, table_bytes
 from repsearch.networks.base import Shape
 from searcher.strategies.base import Best, SearchLayer, Traits
 from searcher.strategies.evolution import deviations, finish
@@ -62,6 +63,11 @@ class RandomSearch:
     def starts(self, position: int) -> int:
         """Return 1: the network's own representation."""
         return 1
+
+    def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
+        """Return what the strategy holds at a layer; see `Footprint`."""
+        shared = table_bytes(shape, self.noise_rows)
+        return Footprint(candidates=self.population, held=2, working=3 * self.population, shared=shared)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> RandomState:
         """Return the state around the own representation."""
