@@ -17,8 +17,8 @@ from typing import Any
 from repsearch.config import RunConfig
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError
-from repsearch.footprint import FLOAT_BYTES, Footprint, footprint_of, groups_of
 from repsearch.families import NETWORKS
+from repsearch.footprint import FLOAT_BYTES, Footprint, footprint_of, groups_of
 from repsearch.networks import build_network, depends_on_batch, layer_number
 from repsearch.networks.activations import bytes_above, bytes_below, bytes_held, check_runs_alone
 from repsearch.networks.base import SearchableNetwork, Shape
