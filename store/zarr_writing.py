@@ -31,6 +31,8 @@ from store.zarr_arrays import chunk_file, create_arrays, metadata_files
 _WORKERS = 4
 _SIDE_BY_SIDE_BYTES = 1_000_000
 """Pieces of at least this size are written by several threads."""
+_BLOCK_BYTES = 1_000_000
+"""Bytes encoded, digested and written at a time, so that conversion needs little memory."""
 _FLUSHERS = 16
 
 
@@ -47,11 +49,14 @@ class Chunk:
 
     def add(self, values: np.ndarray, first_row: int, *, last: bool) -> None:
         """Append `values`, rows of the array from `first_row` on; `last`: the chunk is complete then."""
-        data = self._form.encode(values, first_row).reshape(-1).view(np.uint8)
         if self._file is None:
             self._file = _created(self.path)
-        self._sha256.update(data.data)
-        self._write(self._file, data)
+        step = max(1, _BLOCK_BYTES // max(1, self._form.row_bytes))
+        for start in range(0, len(values), step):
+            block = values[start : start + step]
+            data = self._form.encode(block, first_row + start).reshape(-1).view(np.uint8)
+            self._sha256.update(data.data)
+            self._write(self._file, data)
         self._rows += len(values)
         if last:
             # In the file every chunk has its full size; the digest is that of the rows there are.
