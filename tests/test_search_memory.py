@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from repsearch.config import RunConfig, parse_config, search_digest
+from repsearch.config import RunConfig, load_config, parse_config, search_digest
 from repsearch.errors import ConfigError
 from repsearch.families import STRATEGIES
 from repsearch.networks import SearchableNetwork, build_network
@@ -171,3 +172,13 @@ def test_nothing_of_a_network_changes_by_being_counted() -> None:
     bytes_above(network, 0, gradient=True)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_fits_its_budget(path: Path) -> None:
+    config = load_config(path)
+    data = made_up_data(SHAPES.get(config.dataset["name"], (3, 32, 32)), classes=10)
+    assert tile_of(config, data, STRATEGIES.build(config.search.strategy)) == config.search.tile_examples
