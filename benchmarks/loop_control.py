@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.runs import mean_and_spread, write_json
+from learner.batches import TrainingSet
 from learner.checkpoints import NoCheckpoints
 from learner.evaluation import evaluate
-from learner.fit import FitPlan, TrainingSet, fit
+from learner.fit import FitPlan, fit
 from orchestrator.rounds import load_reports
 from repsearch.config import RunConfig
 from repsearch.datasets import load_data

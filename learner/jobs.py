@@ -7,6 +7,7 @@ round's committed targets, evaluates, and writes the learned network.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 
 from learner.checkpoints import StoreCheckpoints
 from learner.evaluation import Evaluation, evaluate
-from learner.fit import FitPlan, FitState, TrainingSet, fit
+from learner.fit import FitPlan, FitState, fit
+from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
 from learner.snapshots import Snapshots, WithSnapshots
-from learner.targets import read_targets
+from learner.streaming import open_batches
+from learner.targets import CommittedTargets, expected_shapes, find_targets
 from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
@@ -63,6 +66,7 @@ class LearnTask:
     checkpoint_folder: str
     epochs: int
     digest: str
+    searched_network: str
 
 
 def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
@@ -100,6 +104,8 @@ def check(config: RunConfig, data: Data) -> None:
             )
     outputs = outputs_of_blocks(NETWORKS.build(config.network, at="network"))
     _objective(config).check(config.search.layers, learned.logits_layer, outputs)
+    shapes = expected_shapes(learned)
+    check_memory(config, [shapes[name] for name in names], len(data.train))
     _optimiser(config)
     check_pad_crop(config.learn.pad_crop, *data.input_shape[1:])
 
@@ -128,18 +134,24 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
             f"learn.objective: {name!r} needs searched targets, and the round has none; choose a policy that searches, or cross_entropy"
         )
     context.progress(0, task.epochs, unit="epochs", text="reading targets" if names else "")
-    searches, pick = config.search.searches_per_example, config.learn.targets
-    targets = read_targets(run.store, task.shards, names, network, data, searches=searches, pick=pick)
+    targets = _targets(run, task, names, network)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
     plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round)
-    training = TrainingSet.on(context.device, data.train, targets, results=searches if pick == "random" and targets else 1)
     snapshots = _snapshots(run, task)
-    state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context)
+    with open_batches(context.device, data.train, targets, config.learn) as training:
+        state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context)
     measured = _measured(state, evaluate(network, validation), evaluate(network, test))
     attributes = {"kind": "network", **_identity(run, task), **measured, "snapshots": snapshots.listed()}
     context.check()
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
+
+
+def _targets(run: Run, task: LearnTask, names: Sequence[str], network: SearchableNetwork) -> CommittedTargets | None:
+    searches, pick = run.config.search.searches_per_example, run.config.learn.targets
+    if not names:
+        return None
+    return find_targets(run.store, task.shards, names, network, run.data, searches=searches, pick=pick, searched=task.searched_network)
 
 
 def _initial_network(run: Run, task: LearnTask) -> SearchableNetwork:
@@ -220,6 +232,7 @@ def _task(spec: jobs_pb2.LearnSpec) -> LearnTask:
         checkpoint_folder=spec.checkpoint_path,
         epochs=spec.epochs,
         digest=spec.digest,
+        searched_network=spec.searched_network,
     )
 
 

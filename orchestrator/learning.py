@@ -76,6 +76,7 @@ def _learn(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | 
             checkpoint_path=layout.checkpoint_folder(plan.round),
             epochs=plan.epochs,
             digest=digest,
+            searched_network=search.network["digest"] if search.network is not None else "",
         )
         return work.request(daemon, "learn", plan.round, attempt, learn=spec)
 

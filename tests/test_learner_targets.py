@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.targets import expected_shapes, read_targets
+from learner.targets import expected_shapes, find_targets, read_targets
 from repsearch.datasets.base import Data
 from repsearch.errors import DaemonError, NumericalError, RepSearchError, StoreError
 from repsearch.networks import SearchableNetwork
@@ -95,10 +95,30 @@ def test_targets_that_do_not_fit_are_refused(
         read_targets(store, shards, NAMES, network, data)
 
 
-def test_a_target_that_is_not_finite_is_named_by_example(data: Data, network: SearchableNetwork) -> None:
+def test_targets_of_another_searched_network_are_refused(data: Data, network: SearchableNetwork) -> None:
     store = MemoryStore()
-    targets = made_up_targets(network, data)
-    targets["block1"][23, 0, 0, 0] = np.nan
+    shards = write_shards(store, made_up_targets(network, data), data, BOUNDS, network_digest="found")
+    assert len(find_targets(store, shards, NAMES, network, data, searched="found")) == 48
+    with pytest.raises(StoreError, match=r"00000-a1: searched on the network of digest found, the round searches wanted"):
+        find_targets(store, shards, NAMES, network, data, searched="wanted")
+
+
+def test_shards_of_several_precisions_are_refused(data: Data, network: SearchableNetwork) -> None:
+    store, targets = MemoryStore(), made_up_targets(network, data)
+    first = write_shards(store, targets, data, [(0, 20)])
+    wide = {name: values.astype(np.float32)[20:] for name, values in targets.items()}
+    facts = {"kind": "search", "first": 20, "count": 28, "dataset_digest": data.digest}
+    second = store.write("wide", wide, attributes=facts)
+    with pytest.raises(StoreError, match="wide: block0 is stored in another precision"):
+        find_targets(store, [*first, second], NAMES, network, data)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_target_that_is_not_finite_is_named_by_example(data: Data, network: SearchableNetwork, value: float, dtype: str) -> None:
+    store = MemoryStore()
+    targets = {name: values.astype(dtype) for name, values in made_up_targets(network, data).items()}
+    targets["block1"][23, 0, 0, 0] = value
     facts = {"kind": "search", "first": 0, "count": 48, "dataset_digest": data.digest}
     shard = store.write("shard", targets, attributes=facts, finite=False)
     with pytest.raises(NumericalError, match=r"shard: block1 of example 23 is not finite"):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from learner.batches import TrainingSet
 from learner.checkpoints import NoCheckpoints
-from learner.fit import TrainingSet, fit
+from learner.fit import fit
 from learner.objectives.regression import Regression
 from learner.targets import draw_results, read_targets
 from repsearch.config import RunConfig
@@ -103,7 +104,7 @@ def test_every_epoch_draws_one_result_per_image_for_all_layers() -> None:
     data = cached_data(digits_config().dataset, seed=0)
     targets = {"block0": torch.arange(200 * 4).view(200, 4, 1).float(), "block1": torch.arange(200 * 4).view(200, 4, 1).float()}
     plan = plan_for()
-    drawn = TrainingSet.on("cpu", data.train, targets, results=4).of_epoch(plan, 2)
+    drawn = TrainingSet.on("cpu", data.train, targets, results=4).of_epoch(seed=plan.seed, round=plan.round, epoch=2)
     index = torch.tensor([7, 0, 199])
     found = drawn.targets_at(index)
     expected = index * 4 + draw_results(200, 4, seed=plan.seed, round=plan.round, epoch=2)[index]

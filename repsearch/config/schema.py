@@ -88,8 +88,18 @@ class LearnConfig(Section):
     """Stop after this many epochs in a row without a better validation accuracy. None: learn all epochs. The schedule stays as planned."""
     keep: Literal["last", "best"] = "last"
     """Network of a round: that of the last epoch, or of the best validation accuracy (of equal ones the earliest)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass (`bfloat16`: torch's autocast); parameters, loss and evaluation stay float32.
+    Tested on CPU; bfloat16 has not been run on a GPU."""
+    compile: bool = False
+    """Compile the training step's forward and backward pass by `torch.compile`, which takes a minute at the start and needs a C++ compiler
+    on CPU. Tested on CPU; it has not been run on a GPU."""
+    memory_mb: float | None = Field(default=None, gt=0)
+    """Most MB of targets in memory. Where a round's targets take more, they are read from the store as they are needed, in large pieces,
+    ahead of time: each piece holds neighbouring examples, and pieces are shuffled together as many as fit. Batches then differ from those
+    without a limit, but the seed fixes them all the same. None: all targets in memory."""
     fixed_batches: bool = False
-    """Keep the composition of the batches from epoch to epoch and shuffle only their order."""
+    """Keep the composition of the batches from epoch to epoch and shuffle only their order (of streamed targets, that within a buffer)."""
     flip: bool = False
     """Augmentation: mirror images left to right, with probability 1/2."""
     pad_crop: int = Field(default=0, ge=0)

@@ -124,7 +124,7 @@ class SearchSpec(_message.Message):
     def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., attempt: _Optional[int] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., network: _Optional[_Union[Reference, _Mapping]] = ..., trained: _Optional[bool] = ..., output_path: _Optional[str] = ...) -> None: ...
 
 class LearnSpec(_message.Message):
-    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest")
+    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class LearnSpec(_message.Message):
     CHECKPOINT_PATH_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SEARCHED_NETWORK_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     shards: _containers.RepeatedCompositeFieldContainer[Reference]
@@ -141,7 +142,8 @@ class LearnSpec(_message.Message):
     checkpoint_path: str
     epochs: int
     digest: str
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    searched_network: str
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("job_id", "from_sequence")
