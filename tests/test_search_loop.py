@@ -224,6 +224,27 @@ def test_vectors_are_searched_as_maps_are(plan: SearchPlan, data: Data) -> None:
         assert one.after_NL.mean() > one.before_NL.mean()
 
 
+@pytest.fixture(scope="module")
+def stages() -> tuple[SearchableNetwork, Data]:
+    """A torchvision model whose blocks put out a map, (24, 4, 4), and a vector, (1024,)."""
+    data = made_up_data((3, 32, 32), train=16)
+    table = {"name": "torchvision", "model": "mobilenet_v3_small", "stages": ["features.3", "classifier.0"]}
+    network = build_network(table, data, seed=0, purpose="searched")
+    calibrate(network, data.train.images)
+    return network, data
+
+
+@pytest.mark.parametrize("name", STRATEGIES.members)
+def test_stages_of_torchvision_models_are_searched_as_blocks_are(name: str, stages: tuple[SearchableNetwork, Data]) -> None:
+    (network, data), plan = stages, plan_of(name, tile_examples=4)
+    one, part = search(plan, network, data, count=8), search(plan, network, data, 5, 3)
+    assert [tuple(target.shape[1:]) for target in one.targets] == [(24, 4, 4), (1024,), (4,)]
+    assert all(torch.equal(cut, whole[5:]) for cut, whole in zip(joined([part]), joined([one]), strict=True))
+    assert bool(torch.isfinite(one.after_NL).all())
+    if plan.strategy.traits.chooses:
+        assert one.after_NL.mean() > one.before_NL.mean()
+
+
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_label_without_a_class_is_refused_by_image(label: int, network: SearchableNetwork, data: Data) -> None:
     labels = data.train.labels.clone()
