@@ -6,6 +6,7 @@ MLflow runs. Records are dictionaries with `n` (0, 1, 2, ...), `time` (Unix seco
 run_started     run_id, name, term, resumed, config, dataset, tags
 round_started   round, plan
 point           round, key, step, value         one value of a round's curve: by epoch or by generation
+search_progress round, and the fields of `orchestrator.live.LiveState`, of a search that goes on
 round_finished  round, report
 network_ready   round, path, digest             the network learned in the round is committed
 analysis_ready  path                            figures and tables are in this folder, relative to the run's; also after the end
@@ -33,6 +34,9 @@ KINDS: dict[str, frozenset[str]] = {
     "run_started": frozenset({"run_id", "name", "term", "resumed", "config", "dataset", "tags"}),
     "round_started": frozenset({"round", "plan"}),
     "point": frozenset({"round", "key", "step", "value"}),
+    "search_progress": frozenset(
+        {"round", "images", "total", "layer", "generation", "generations", "cross_entropy", "solved", "evaluations_per_s", "seconds_left"}
+    ),
     "round_finished": frozenset({"round", "report"}),
     "network_ready": frozenset({"round", "path", "digest"}),
     "analysis_ready": frozenset({"path"}),

@@ -36,7 +36,7 @@ def round_figure(round: int, curves: Mapping[str, Curve]) -> Figure:
         panels.append(lambda axes: _losses(axes, losses))
     if accuracies := {key: curve for key, curve in curves.items() if key.startswith("learn/") and key.endswith("accuracy")}:
         panels.append(lambda axes: _accuracies(axes, accuracies))
-    if searches := {key: curve for key, curve in curves.items() if key.startswith("search/") and key.endswith("/cross_entropy")}:
+    if searches := {key: curve for key, curve in curves.items() if _is_search(key)}:
         panels.append(lambda axes: _fitness(axes, searches))
     return _figure(panels, f"Round {round}")
 
@@ -110,6 +110,11 @@ def _line(axes: Axes, curve: Curve, label: str, index: int, style: str = "-") ->
     colour = COLOURS[index % len(COLOURS)]
     inside = "white" if style == "--" else colour
     axes.plot(steps, [curve[step] for step in steps], style, color=colour, marker=marker, markersize=5, markerfacecolor=inside, label=label)
+
+
+def _is_search(key: str) -> bool:
+    # The curves of a part of the images (`orchestrator.live`) have one name more.
+    return key.startswith("search/") and key.endswith("/cross_entropy") and key.count("/") == 2
 
 
 def _is_loss(key: str) -> bool:

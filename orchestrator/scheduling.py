@@ -71,9 +71,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller does with news: progress (weight done, text), points of a curve, a line for people. Called in its own thread."""
+    """What the caller does with news: progress (weight done, text), points of a curve, a line for people. Called in its own thread.
+
+    heard: the newest progress of a task, by its key, ahead of `progress`; None when the task begins anew.
+    """
 
     progress: Callable[[float, str], None] = lambda done, text: None
+    heard: Callable[[int, jobs_pb2.Progress | None], None] = lambda key, progress: None
     points: Callable[[Points], None] = lambda points: None
     message: Callable[[str], None] = lambda text: None
 
@@ -174,12 +178,14 @@ class _Schedule:
             self.hooks.points([(point.key, point.step, point.value) for point in event.points.points])
         elif kind == "heartbeat" and event.heartbeat.total:
             job.done = event.heartbeat.done / event.heartbeat.total * job.task.weight
+            self.hooks.heard(job.task.key, event.heartbeat)
             self._progress(event.heartbeat.text)
 
     def _ended(self, job: _Job, final: jobs_pb2.Job) -> None:
         self.free.append(job.daemon)
         if final.state == jobs_pb2.JOB_STATE_SUCCEEDED:
             self.outcomes[job.task.key] = Outcome(job.task.attempt, final)
+            self.hooks.heard(job.task.key, final.progress)
             self._progress("")
             return
         error = _failure(job, final)
@@ -194,6 +200,7 @@ class _Schedule:
         self._again(job, str(error))
 
     def _again(self, job: _Job, why: str) -> None:
+        self.hooks.heard(job.task.key, None)
         self.pending.appendleft(replace(job.task, attempt=job.task.attempt + 1))
         self.hooks.message(f"{job.task.what}: {why}; trying again")
 

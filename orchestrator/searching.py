@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.journal import Point
+from orchestrator.live import LiveSearch, fields_of
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import shards_of
 from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
@@ -116,10 +117,22 @@ def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: 
     total = work.run.dataset["train"]
     before = sum(shards[shard][1] for shard in accepted)
     work.display.begin(f"round {plan.round}: search", total, "images")
-    hooks = Hooks(progress=lambda done, text: work.display.update(before + done, text), message=work.display.message)
+    live = LiveSearch(
+        total,
+        [work.store.manifest(reference).attributes for reference in accepted.values()],
+        record=lambda state: work.log.append("search_progress", round=plan.round, **fields_of(state)),
+        points=lambda points: work.log.points(plan.round, points),
+    )
+
+    hooks = Hooks(
+        progress=lambda done, text: work.display.update(before + done, live.text()),
+        heard=live.heard,
+        message=work.display.message,
+    )
     start = time.monotonic()
     outcomes = run_tasks(tasks, work.fleet.searchers, hooks, service="searcher")
     seconds = work.stopwatch.stop(start)
+    live.end()
     accepted.update({shard: written(work, outcome.job) for shard, outcome in outcomes.items()})
     work.display.end(f"{total} images in {seconds:.1f} s")
     return seconds

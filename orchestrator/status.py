@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.journal import Record, last_of_run, read_journal
+from orchestrator.live import text_of
 from orchestrator.runs import open_run, owner
 from store import layout
 
@@ -17,11 +18,13 @@ def status_of(folder: Path) -> dict[str, Any]:
 
     state: "running", "finished", "failed", "killed" or "interrupted" (its process ended without a word).
     phase: "search", "learn" or "" (between rounds, or not running). Rounds are numbered from 0.
+    search: what a search that goes on has found (see `orchestrator.live`); images_done and seconds_left: of it, None outside.
     """
     run, records, holder = open_run(folder), read_journal(folder), owner(folder)
     finished = [record for record in records if record["kind"] == "round_finished"]
     round_number, current = _current(records)
     metrics = finished[-1]["report"]["metrics"] if finished else {}
+    phase = _phase(folder, round_number, study=bool(run.study)) if current and holder else ""
     return {
         "name": run.name,
         "run_id": run.run_id,
@@ -33,7 +36,8 @@ def status_of(folder: Path) -> dict[str, Any]:
         "round": round_number,
         "rounds_finished": len(finished),
         "rounds_planned": run.config.rounds.count,
-        "phase": _phase(folder, round_number, study=bool(run.study)) if current and holder else "",
+        "phase": phase,
+        **_search(records, round_number, searching=phase == "search"),
         **_shards(folder, round_number, run.study.get("images", run.dataset["train"]), run.config.searcher.shard_examples),
         "epoch": _epoch(records, round_number) if current else 0,
         "epochs": run.config.learn.epochs,
@@ -80,6 +84,15 @@ def _shards(folder: Path, round: int, examples: int, size: int) -> dict[str, int
     paths = (folder / layout.search_folder(round)).glob("*-a*/MANIFEST.json")
     done = {layout.parse_shard_name(path.parent.name)[0] for path in paths}
     return {"shards_done": len(done), "shards": -(-examples // size)}
+
+
+def _search(records: Sequence[Record], round: int, *, searching: bool) -> dict[str, Any]:
+    found = [record for record in records if record["kind"] == "search_progress" and record["round"] == round] if searching else []
+    if not found:
+        return {"search": "", "images_done": None, "seconds_left": None}
+    newest = found[-1]
+    text = f"{newest['images']} of {newest['total']} images, {text_of(newest)}"
+    return {"search": text, "images_done": newest["images"], "seconds_left": newest["seconds_left"]}
 
 
 def _epoch(records: Sequence[Record], round: int) -> int:

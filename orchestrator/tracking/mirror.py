@@ -83,6 +83,7 @@ class Mirror:
             "run_started": self._run_started,
             "round_started": self._round_started,
             "point": self._point,
+            "search_progress": self._search_progress,
             "round_finished": self._round_finished,
             "network_ready": lambda record: None,
             "analysis_ready": self._analysis_ready,
@@ -138,11 +139,22 @@ class Mirror:
             self._open_child(record["round"])
 
     def _point(self, record: Record) -> None:
+        self._log_to_child(record, [Value(record["key"], record["step"], record["value"], record["time"])])
+
+    def _search_progress(self, record: Record) -> None:
+        found = {f"{layer}/cross_entropy": value for layer, value in record["cross_entropy"].items()}
+        found |= {f"{layer}/solved": value for layer, value in record["solved"].items()}
+        if found:
+            found |= {name: record[name] for name in ("evaluations_per_s", "seconds_left") if record[name] is not None}
+        # By images done: what a resumed run searches again is at steps that are there already, and keeps their values.
+        self._log_to_child(record, [Value(f"search/live/{name}", record["images"], value, record["time"]) for name, value in found.items()])
+
+    def _log_to_child(self, record: Record, values: Sequence[Value]) -> None:
         child = self._child(record)
         if child:
             if record["round"] not in self.story.reports:
                 self._open_child(record["round"])
-            self.metrics.add(child, [Value(record["key"], record["step"], record["value"], record["time"])])
+            self.metrics.add(child, values)
 
     def _open_child(self, round: int) -> None:
         # A resumed round is not started again in the journal; its first new point tells that it goes on.
