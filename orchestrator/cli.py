@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -77,7 +78,7 @@ def run(
 
 @app.command()
 def study(
-    kind: Annotated[str, typer.Argument(metavar="STUDY", help="scaling, diversity or targets.")],
+    kind: Annotated[str, typer.Argument(metavar="STUDY", help="scaling, diversity, targets or ensemble.")],
     config: Annotated[Path, typer.Argument(help="A run's configuration, a TOML file.")],
     set_: Annotated[
         list[str] | None,
@@ -87,7 +88,7 @@ def study(
     images: Annotated[int | None, typer.Option(help="Training images to search, the first ones.")] = None,
     strategies: Annotated[str | None, typer.Option(metavar="A,B", help="Strategies to compare; default: see docs/studies.md.")] = None,
 ) -> None:
-    """Search the same images in many settings; figures and tables go to RUN/analysis and to MLflow."""
+    """Search the same images in many settings, or learn from many searches; figures and tables go to RUN/analysis and to MLflow."""
     with _interruptible():
         from orchestrator.progress import make_display
         from orchestrator.studies import running
@@ -314,10 +315,13 @@ def _print_study(folder: Path) -> None:
     from orchestrator.runs import open_run
     from orchestrator.tracking import tracking_uri
 
+    run = open_run(folder)
+    if run.study["name"] == "ensemble":
+        _print_csv(folder / "analysis/ensemble.csv")
     for path in sorted((folder / "analysis").iterdir()):
         print(path)
     print(f"study: {folder}")
-    tracking = open_run(folder).config.tracking
+    tracking = run.config.tracking
     if tracking.enabled:
         print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=folder.parent))}")
 
@@ -341,6 +345,13 @@ def _print_best(folder: Path, sweep: Any, best: Any) -> None:
 
     print("\n".join(running.best_lines(best, sweep)))
     print(f"run it: orchestrator run {folder / running.BEST_FILE}")
+
+
+def _print_csv(path: Path) -> None:
+    from orchestrator.tables import print_table, rows_table
+
+    with path.open() as file:
+        print_table(_console(), rows_table(list(csv.DictReader(file))))
 
 
 def _print_json(value: Any) -> None:

@@ -43,21 +43,27 @@ class LearnRecord:
 
 def learn_round(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None) -> LearnRecord:
     """Return what the round learned from `search`, from initial parameters or going on from `warm`; learns it if it is not there yet."""
-    digest = learning_digest(work, plan, search, warm)
-    attempts = _attempts(work, plan.round)
-    record = _committed(work, plan.round, digest, attempts) or _learn(work, plan, search, warm, digest, attempts)
-    work.log.points(plan.round, record.points())
+    record = learn_network(work, plan, search, warm, drawn_as=plan.round)
     work.log.once("network_ready", plan.round, path=record.network.path, digest=record.network.digest)
     return record
 
 
-def learning_digest(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None) -> str:
+def learn_network(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, *, drawn_as: int) -> LearnRecord:
+    """Return what is learned from `search` with the random numbers of round `drawn_as`, and stored as the plan's round."""
+    digest = learning_digest(work, plan, search, warm, drawn_as=drawn_as)
+    attempts = _attempts(work, plan.round)
+    record = _committed(work, plan.round, digest, attempts) or _learn(work, plan, search, warm, digest, attempts, drawn_as)
+    work.log.points(plan.round, record.points())
+    return record
+
+
+def learning_digest(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, *, drawn_as: int) -> str:
     """Return the digest of everything that determines the learned network."""
     return json_digest(
         {
             "learn": work.run.digests["learn"],
             "dataset": work.run.dataset["digest"],
-            "round": plan.round,
+            "round": drawn_as,
             "epochs": plan.epochs,
             "shards": [reference.digest for reference in search.references()],
             "initial": warm.digest if warm is not None else "",
@@ -65,10 +71,12 @@ def learning_digest(work: Work, plan: RoundPlan, search: SearchRecord, warm: Ref
     )
 
 
-def _learn(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, digest: str, attempts: Sequence[int]) -> LearnRecord:
+def _learn(
+    work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, digest: str, attempts: Sequence[int], drawn_as: int
+) -> LearnRecord:
     def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
         spec = jobs_pb2.LearnSpec(
-            round=plan.round,
+            round=drawn_as,
             attempt=attempt,
             shards=[as_message(reference) for reference in search.references()],
             initial_network=as_message(warm) if warm is not None else None,

@@ -24,7 +24,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     finished = [record for record in records if record["kind"] == "round_finished"]
     round_number, current = _current(records)
     metrics = finished[-1]["report"]["metrics"] if finished else {}
-    phase = _phase(folder, round_number, study=bool(run.study)) if current and holder else ""
+    phase = _phase(folder, records, round_number, study=bool(run.study)) if current and holder else ""
     return {
         "name": run.name,
         "run_id": run.run_id,
@@ -74,8 +74,11 @@ def _current(records: Sequence[Record]) -> tuple[int, bool]:
     return newest, bool(started) and newest not in finished
 
 
-def _phase(folder: Path, round: int, *, study: bool) -> str:
-    # A study learns nothing.
+def _phase(folder: Path, records: Sequence[Record], round: int, *, study: bool) -> str:
+    plans = (record["plan"] for record in records if record["kind"] == "round_started" and record["round"] == round)
+    if not next(plans).get("search", True):
+        return "learn"
+    # A setting of a study is searched only.
     return "learn" if not study and (folder / layout.round_document(round)).exists() else "search"
 
 

@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator import cli
 from orchestrator.journal import read_journal
 from orchestrator.runs import open_run
 from orchestrator.studies import STUDIES, running
-from orchestrator.studies.base import Base
+from orchestrator.studies.base import Base, LearningStudy, images_of
+from orchestrator.studies.ensemble import representation_row
 from orchestrator.studies.strategies import evaluations, table_of, with_evaluations, with_population
 from orchestrator.verify import verify
 from repsearch.config import parse_config
 from repsearch.errors import ConfigError, RepSearchError
+from store import layout, open_store
 from tests.orchestrator_runs import complete, write_config
 from tests.serving_processes import daemon
 
@@ -128,7 +131,7 @@ def test_the_other_studies(kind: str, place: tuple[Path, list[str]]) -> None:
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "unknown study": (["scalng"], "unknown name 'scalng'; did you mean 'scaling'?; known: scaling, diversity, targets"),
+    "unknown study": (["scalng"], "unknown name 'scalng'; did you mean 'scaling'?; known: scaling, diversity, targets, ensemble"),
     "unknown field": (["scaling", "--set", "study.factor=[1.0]"], "study.factor: unknown key 'factor'; did you mean 'factors'?"),
     "unknown strategy": (["scaling", "--strategies", "evolutoin"], "did you mean 'evolution'"),
     "a strategy without evaluations": (["scaling", "--strategies", "evolution,none"], "strategy 'none' evaluates no candidates"),
@@ -164,9 +167,12 @@ def test_bad_input_starts_nothing(case: str, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_study_has_a_number_of_images() -> None:
+def test_a_study_that_learns_takes_all_images_and_every_other_a_number() -> None:
     for name in STUDIES.names():
-        assert running.study_table(name, [], {"images": 7})["images"] == 7
+        if issubclass(STUDIES.member(name), LearningStudy):
+            assert images_of(running.study_table(name, [], {}), 300) == 300
+        else:
+            assert images_of(running.study_table(name, [], {"images": 7}), 300) == 7
 
 
 @pytest.mark.parametrize("population", [2, 3, 5, 16, 100])
@@ -193,3 +199,88 @@ def test_what_strategies_share_comes_from_the_configuration(base: Base) -> None:
         table_of(base, "random_search", {"strength": [-1.0]})
     with pytest.raises(RepSearchError):
         table_of(base, "nothing", {})
+
+
+def test_an_ensemble_learns_from_as_many_searches_beside_as_many_seeds(
+    place: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, (config, _, _, *addresses) = place
+    options = ["--set", "study.members=2", "--set", 'study.arms=["targets", "seeds", "cross_entropy"]', "--set", "learn.epochs=2"]
+    output = complete("study", "ensemble", config, *addresses, *options, "--set", "study.examples=50", "--name", "some", folder=folder)
+    run = folder / "runs/some"
+    assert "cross_entropy" in output
+    assert verify(run) == []
+    arms = {row["arm"]: row for row in rows(run / "analysis/ensemble.csv")}
+    assert list(arms) == ["targets", "seeds", "cross_entropy"]
+    evaluations = float(arms["seeds"]["evaluations"])
+    assert evaluations > 0
+    assert [float(row["evaluations"]) for row in arms.values()] == [2 * evaluations, evaluations, 0]
+    assert {row["examples_learned"] for row in arms.values()} == {str(2 * 2 * 200)}
+
+    members = rows(run / "analysis/ensemble-members.csv")
+    assert [(row["result"], row["seed"]) for row in members] == [("0", "0"), ("1", "0"), ("0", "0"), ("0", "1"), ("", "0"), ("", "1")]
+    networks = [network_of(run, number) for number in range(1, 7)]
+    # The same search result from the same seed is the same network; another of either is another.
+    assert networks[0] == networks[2]
+    assert len({*networks}) == 5
+    for row, network in zip(members, range(1, 7), strict=True):
+        attributes = attributes_of(run, network)
+        assert float(row["test_accuracy"]) == pytest.approx(attributes["test_accuracy"])
+        assert float(row["validation_accuracy"]) == pytest.approx(attributes["validation_accuracy"])
+    for row in rows(run / "analysis/ensemble-representations.csv"):
+        assert 1 - 1e-6 <= float(row["n_eff"]) <= 2 + 1e-6
+        assert 1 - 1e-6 <= float(row["n_eff_alignment"]) <= 2 + 1e-6
+    assert (run / "analysis/ensemble.png").read_bytes().startswith(b"\x89PNG")
+
+    # Everything is there: going on learns nothing again and writes the same.
+    table = (run / "analysis/ensemble.csv").read_text()
+    (run / "analysis/ensemble.csv").unlink()
+    monkeypatch.setattr(sys, "argv", ["orchestrator", "resume", str(run)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert (run / "analysis/ensemble.csv").read_text() == table
+    assert all(len(list((run / f"rounds/{number:05d}/network").glob("learned-a*"))) == 1 for number in range(1, 7))
+
+
+def attributes_of(run: Path, number: int) -> dict[str, Any]:
+    store = open_store(run)
+    reference = store.read_document(layout.report_document(number))["learned"]
+    return dict(store.manifest(reference["path"]).attributes)
+
+
+def network_of(run: Path, number: int) -> tuple[str, ...]:
+    """Digests of the parameters that round `number` of a study learned."""
+    store = open_store(run)
+    arrays = store.manifest(store.read_document(layout.report_document(number))["learned"]["path"]).arrays
+    return tuple(digest for name in sorted(arrays) for digest in arrays[name].chunk_digests)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("study.members=1", "study.members"),
+        ('study.arms=["targets", "targets"]', "an arm is given twice"),
+        ('study.arms=["labels"]', "study.arms"),
+        ("study.images=40", "unknown key 'images'"),
+        ("learn.objective=cross_entropy", "learns from labels alone"),
+    ],
+)
+def test_an_ensemble_that_makes_no_sense_is_refused(
+    option: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = refuse(["study", "ensemble", str(write_config(tmp_path)), "--set", option], monkeypatch, capsys)
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_equal_networks_are_one_representation_and_orthogonal_ones_two() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(40, 8)) * [1, 1, 1, 1, 0, 0, 0, 0]
+    other = np.roll(one, 4, axis=1)
+    assert representation_row("x", "test", "block0", [one, one])["n_eff"] == pytest.approx(1)
+    row = representation_row("x", "test", "block0", [one, other])
+    # Other channels for the same: distinct for an image, the same to alignment.
+    assert row["n_eff"] == pytest.approx(2)
+    assert row["n_eff_alignment"] == pytest.approx(1)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from orchestrator.analysing.subjects import Moment, Subject
 from orchestrator.analysis.collision import centred
+from repsearch.config import RunConfig
 from repsearch.datasets.base import Data
 from repsearch.networks import SearchableNetwork, build_network, layer_name, load_arrays
+from store import Reference, Store
 from store.parameters import read_parameters
 
 BATCH = 500
@@ -26,10 +28,14 @@ Floats = NDArray[np.float32]
 
 def network_at(subject: Subject, moment: Moment, data: Data) -> SearchableNetwork:
     """Return the network of `moment`, in evaluation mode, read from the store or made again from the seed."""
-    config = subject.run.config
+    return network_from(subject.run.config, subject.store, moment.network, data)
+
+
+def network_from(config: RunConfig, store: Store, reference: Reference | None, data: Data) -> SearchableNetwork:
+    """Return the learned network of `config` with the parameters at `reference`, or the initial ones of its seed."""
     network = build_network(config.network, data, seed=config.learn_seed(), purpose="learned")
-    if moment.network is not None:
-        load_arrays(network, read_parameters(subject.store, moment.network))
+    if reference is not None:
+        load_arrays(network, read_parameters(store, reference))
     return network.eval()
 
 

@@ -1,4 +1,4 @@
-"""Studies of search: many settings of one configuration, searched as a run is, and what their results show.
+"""Studies: many settings of one configuration, searched (and learned from) as a run is, and what their results show.
 
     base         what a study is: settings to search, results to read, findings to write
     strategies   strategy tables: other strategies beside the configured one, other populations, equal evaluations
@@ -6,9 +6,11 @@
     scaling      cross-entropy against population and against generations
     diversity    effective number of results against the number of searches
     targets      what a found representation is made of
+    ensemble     networks learned from independent searches, beside cross-entropy from as many seeds
     figures      axes, bands and colours that the studies share
 
-A study's folder is a run's folder: a setting is stored as a round that only searches, so that `verify` and `resume` work.
+A study's folder is a run's folder: a setting is stored as a round that only searches, a network as a round that only learns, so that
+`verify` and `resume` work.
 Members: see `STUDIES`.
 """
 
@@ -20,5 +22,6 @@ STUDIES = Family(
         "scaling": "orchestrator.studies.scaling:Scaling",
         "diversity": "orchestrator.studies.diversity:Diversity",
         "targets": "orchestrator.studies.targets:Targets",
+        "ensemble": "orchestrator.studies.ensemble:Ensemble",
     },
 )

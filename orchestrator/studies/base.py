@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.learning import LearnRecord
 from orchestrator.searching import SearchRecord
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError
@@ -56,6 +57,32 @@ class Setting:
     searches: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """One network to learn from the results of the first setting: what people call it, and where `learn` differs from the configuration.
+
+    arm: of the networks that are compared as one; number: the network's in it.
+    """
+
+    arm: str
+    number: int
+    learn: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.arm} {self.number}"
+
+
+@dataclass(frozen=True)
+class LearningResult:
+    """A network that was learned, and the configuration that it was learned with."""
+
+    learning: Learning
+    config: RunConfig
+    record: LearnRecord
+
+
 @dataclass(frozen=True)
 class SettingResult:
     """What a setting found: targets and fitness from the store."""
@@ -92,6 +119,7 @@ class SettingResult:
 class Results:
     """Everything a study analyses: settings' results in order, and the images they are of.
 
+    learned: networks learned from the first setting's results, in order of `learnings`.
     name: of the study's folder. images_NCHW: uint8. labels_N: classes, as numbers; classes: their names. seed: of the run, for what
     the analysis draws.
     """
@@ -103,6 +131,7 @@ class Results:
     labels_N: NDArray[np.int64]
     classes: Sequence[str]
     seed: int
+    learned: Sequence[LearningResult] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +143,10 @@ class Findings:
 
 
 class Study(Protocol):
-    """A member of the study family; its fields are set by `--set study.<field>=<value>`."""
+    """A member of the study family; its fields are set by `--set study.<field>=<value>`.
 
-    @property
-    def images(self) -> int:
-        """Training images to search, the first ones of the (shuffled) training set."""
-        ...
+    A field `images` is the number of training images to search, the first ones of the (shuffled) training set; without it all are.
+    """
 
     def settings(self, base: Base) -> list[Setting]:
         """Return what is to be searched; raises `ConfigError` where the study does not fit the configuration."""
@@ -128,6 +155,20 @@ class Study(Protocol):
     def analyse(self, results: Results) -> Findings:
         """Return figures and tables of the results of `settings`, in the same order."""
         ...
+
+
+@runtime_checkable
+class LearningStudy(Study, Protocol):
+    """A study that learns from what it searches; it has no field `images`, because learning takes all of them."""
+
+    def learnings(self, base: Base) -> list[Learning]:
+        """Return the networks to learn."""
+        ...
+
+
+def images_of(study: Table, there: int) -> int:
+    """Return the number of training images, of those that are `there`, that a study with the fields `study` searches."""
+    return int(study.get("images", there))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
-"""A study from start to end: preflight -> daemons -> a search per setting -> analysis; and the same again for `resume`.
+"""A study from start to end: preflight -> daemons -> a search per setting -> networks -> analysis; and the same again for `resume`.
 
-Every setting is searched as a round without learning, number by number, all on the untrained network of round 0:
+Every setting is searched as a round without learning, number by number, all on the untrained network of round 0. What a study learns
+from them are rounds without search, after those:
 
 rounds/00003/search/...     the shards of setting 3;  round.json: those that count;  report.json: the setting
 analysis/*.png, *.csv       what they show, written anew by every opening of the study
@@ -17,17 +18,31 @@ import numpy as np
 
 from orchestrator.daemons import check_fleet
 from orchestrator.execution import check_same_data, daemons, new_run, opened, resumable
+from orchestrator.learning import learn_network
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import Preflight, check_run
 from orchestrator.progress import Display
 from orchestrator.runs import Run, RunLock, choose_name, create_folder, open_run, run_root, save_run
 from orchestrator.searching import initial_network, search_round
 from orchestrator.studies import STUDIES
-from orchestrator.studies.base import ANALYSIS, Base, Results, Setting, SettingResult, Study, write_findings
+from orchestrator.studies.base import (
+    ANALYSIS,
+    Base,
+    Learning,
+    LearningResult,
+    LearningStudy,
+    Results,
+    Setting,
+    SettingResult,
+    Study,
+    images_of,
+    write_findings,
+)
 from orchestrator.studies.strategies import built
-from orchestrator.work import Work, document_there
-from repsearch.config import RunConfig, load_config, parse_config, search_digest
+from orchestrator.work import Work, as_document, document_there
+from repsearch.config import RunConfig, learn_digest, load_config, parse_config, search_digest
 from repsearch.errors import ConfigError
+from repsearch.families import OBJECTIVES
 from store import Reference, layout
 
 if TYPE_CHECKING:
@@ -111,13 +126,18 @@ def perform(work: Work, preflight: Preflight, study: Study, settings: Sequence[S
     for number, setting in enumerate(settings):
         work.display.message(f"setting {number + 1} of {len(settings)}: {setting.name}")
         found.append(search_setting(work, number, setting, network))
+    learned = []
+    for number, learning in enumerate(study.learnings(base_of(preflight)) if isinstance(study, LearningStudy) else []):
+        work.display.message(f"network {learning.name}")
+        learned.append(learn_setting(work, len(settings) + number, learning, found[0]))
     results = Results(
         base=base_of(preflight),
         name=work.run.name,
         settings=found,
         classes=work.run.dataset["classes"],
         seed=work.run.config.run.seed,
-        **_examples(work.run, study.images),
+        learned=learned,
+        **_examples(work.run),
     )
     write_findings(work.run.folder / ANALYSIS, study.analyse(results))
     work.log.append("analysis_ready", path=ANALYSIS)
@@ -127,7 +147,7 @@ def search_setting(work: Work, number: int, setting: Setting, network: Reference
     """Return the results of a setting, searched now or before."""
     config = setting_config(work.run.config, setting)
     run = replace(work.run, config=config, digests={**work.run.digests, "search": search_digest(config)})
-    run = replace(run, dataset={**run.dataset, "train": int(work.run.study["images"])})
+    run = replace(run, dataset={**run.dataset, "train": images_of(run.study, run.dataset["train"])})
     plan = RoundPlan(round=number, search=True, searched_round=None, warm_round=None, epochs=0)
     described = {"name": setting.name, "strategy": dict(setting.strategy), "searches_per_example": setting.searches}
     work.log.once("round_started", number, plan={**plan.to_dict(), "setting": described})
@@ -135,6 +155,33 @@ def search_setting(work: Work, number: int, setting: Setting, network: Reference
     if not document_there(work.store, layout.report_document(number)):
         work.store.write_document(layout.report_document(number), {"setting": described, "cross_entropy": dict(record.after)}, create=True)
     return SettingResult(setting, record, work.store, work.layers)
+
+
+def learn_setting(work: Work, number: int, learning: Learning, searched: SettingResult) -> LearningResult:
+    """Return a network learned from the results `searched`, now or before; stored as round `number`."""
+    config = learning_config(work.run.config, learning, searched.setting)
+    run = replace(work.run, config=config, digests={**work.run.digests, "learn": learn_digest(config)})
+    plan = RoundPlan(round=number, search=False, searched_round=None, warm_round=None, epochs=config.learn.epochs)
+    described = {"name": learning.name, "learn": dict(learning.learn)}
+    work.log.once("round_started", number, plan={**plan.to_dict(), "setting": described})
+    here = replace(work, run=run)
+    nothing = search_round(here, plan, None)
+    # Batches as of one round for all: what is to differ is in the configuration.
+    record = learn_network(here, plan, nothing if _from_labels(config) else searched.record, None, drawn_as=0)
+    if not document_there(work.store, layout.report_document(number)):
+        document = {"setting": described, "learned": as_document(record.network)}
+        work.store.write_document(layout.report_document(number), document, create=True)
+    return LearningResult(learning, config, record)
+
+
+def learning_config(config: RunConfig, learning: Learning, setting: Setting) -> RunConfig:
+    """Return `config` with what `learning` changes, reading the results of `setting`."""
+    table = setting_config(config, setting).model_dump(mode="json")
+    return parse_config({**table, "learn": {**table["learn"], **learning.learn}})
+
+
+def _from_labels(config: RunConfig) -> bool:
+    return not OBJECTIVES.build(config.learn.objective, at="learn.objective").needs_targets(config.search.layers)
 
 
 def setting_config(config: RunConfig, setting: Setting) -> RunConfig:
@@ -153,8 +200,9 @@ def _checked(config: RunConfig, table: Mapping[str, Any]) -> tuple[Preflight, St
     study: Study = STUDIES.build(table, at="study")
     preflight = check_run(config)
     there = preflight.dataset["train"]
-    if not 1 <= study.images <= there:
-        raise ConfigError(f"study.images: {study.images} images to search, but there are {there} training images; give 1 to {there}")
+    images = images_of(table, there)
+    if not 1 <= images <= there:
+        raise ConfigError(f"study.images: {images} images to search, but there are {there} training images; give 1 to {there}")
     base = base_of(preflight)
     settings = study.settings(base)
     for setting in settings:
@@ -162,9 +210,10 @@ def _checked(config: RunConfig, table: Mapping[str, Any]) -> tuple[Preflight, St
     return preflight, study, settings
 
 
-def _examples(run: Run, count: int) -> dict[str, Any]:
+def _examples(run: Run) -> dict[str, Any]:
     from repsearch.datasets import load_data
 
     data: Data = load_data(run.config.dataset, seed=run.config.run.seed)
+    count = images_of(run.study, run.dataset["train"])
     images, labels = data.train.images[:count], data.train.labels[:count]
     return {"images_NCHW": np.asarray(images.numpy()), "labels_N": np.asarray(labels.numpy())}
