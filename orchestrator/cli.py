@@ -350,8 +350,11 @@ def _print_best(folder: Path, sweep: Any, best: Any) -> None:
 def _print_csv(path: Path) -> None:
     from orchestrator.tables import print_table, rows_table
 
+    def value(text: str) -> str | float:
+        return float(text) if "." in text else text
+
     with path.open() as file:
-        print_table(_console(), rows_table(list(csv.DictReader(file))))
+        print_table(_console(), rows_table([{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]))
 
 
 def _print_json(value: Any) -> None:

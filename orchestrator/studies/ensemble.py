@@ -198,7 +198,8 @@ def _scores(axes: Axes, ensembles: Sequence[Row], members: Sequence[Row], key: s
         axes.plot(index, 100 * row[f"ensemble_{key}"], "*", color=COLOURS[index], markersize=12, label="ensemble" if index == 0 else None)
     axes.set(title=f"{label.partition(' (')[0]}", ylabel=label, xlim=(-0.5, len(ensembles) - 0.5))
     axes.set_xticks(range(len(ensembles)), [row["arm"] for row in ensembles], fontsize="small", rotation=20)
-    axes.legend(fontsize="small", frameon=False)
+    if key == "accuracy":
+        axes.legend(fontsize="small", frameon=False)
 
 
 def _probabilities(results: Results, networks: Sequence[LearningResult], data: Data) -> Floats:
