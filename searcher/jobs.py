@@ -91,6 +91,7 @@ def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: 
         from_network=trained and config.search.start == "network",
         tile_examples=_tile(config.model_dump_json(), data.digest),
         searches=config.search.searches_per_example,
+        compiled=config.search.compiled,
     )
 
 

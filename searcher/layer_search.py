@@ -1,5 +1,7 @@
 """The search of one layer for a group of tiles: ask, evaluate, tell, until the schedule or every image is done.
 
+Where `searcher.compiled` has loops for strategy and network, they do all of that; the tensor operations here are their reference.
+
 Where a strategy lets images stop early, those still going on are packed together: an image keeps its row of the tile and moves to
 another tile only, so that the shapes of all matrix products, and an image's place in them, stay what they are without packing, and so
 do its bits. Of a group of tiles as many remain as the row with the most images left needs.
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from repsearch.networks.base import SearchableNetwork, layer_name
 from repsearch.seeding import seed_of
+from searcher.compiled import CompiledSearch, compiled_search
 from searcher.evaluating import evaluate, evaluate_with_gradient, require_finite
 from searcher.plan import Group, SearchPlan
 from searcher.strategies.base import Best, SearchLayer
@@ -84,13 +87,54 @@ def search_layer(
     """
     strategy, number = plan.strategy, plan.layers[position]
     layer = layer_of(plan, network, position, starts_WTSX.device)
+    compiled = compiled_search(strategy, network, number, layer) if plan.compiled else None
+    if compiled is not None:
+        result = _by_loops(compiled, plan, starts_WTSX, group, replicate, layer_name(number, network.logits_layer))
+    else:
+        result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate)
+    if not strategy.traits.measured:
+        W = len(group.index_WT)
+        result.fitness[-1] = torch.stack([evaluate(network, number, result.targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
+        result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
+    return result if strategy.traits.chooses else replace(result, evaluations=0)
+
+
+def _by_loops(compiled: CompiledSearch, plan: SearchPlan, starts_WTSX: Tensor, group: Group, replicate: int, name: str) -> LayerResult:
+    """Search the images of a group by compiled loops; the rows of padding stay zero."""
+    layer, real_WT = compiled.layer, group.real_WT
+    index_T = group.index_WT[real_WT]
+    keys_T = plan.keys(index_T, replicate, "search", plan.layers[layer.position])
+    starts_TSGM = starts_WTSX[real_WT].reshape(len(index_T), starts_WTSX.shape[2], *layer.groups)
+    found = compiled.run(starts_TSGM, group.labels_WT[real_WT], keys_T)
+    for generation, fitness_T in enumerate(found.history_TN.T):
+        require_finite(fitness_T[:, None], index_T, torch.ones_like(index_T, dtype=torch.bool), name, generation)
+    best = compiled.strategy.best(found.state)
+
+    def placed(values_T: Tensor) -> Tensor:
+        result_WT = values_T.new_zeros(*real_WT.shape, *values_T.shape[1:])
+        result_WT[real_WT] = values_T
+        return result_WT
+
+    return LayerResult(
+        targets_WTRX=placed(best.targets_BRGM.reshape(*best.targets_BRGM.shape[:2], *layer.shape)),
+        seeds_WTSX=placed(best.seeds_BSGM.reshape(*best.seeds_BSGM.shape[:2], *layer.shape)),
+        fitness=[placed(fitness_T[:, None]) for fitness_T in found.history_TN.T],
+        evaluations=found.evaluations(compiled.strategy),
+    )
+
+
+def _by_tensors(
+    plan: SearchPlan, network: SearchableNetwork, layer: SearchLayer, starts_WTSX: Tensor, group: Group, replicate: int
+) -> LayerResult:
+    """Search a group by a strategy's `ask` and `tell`, tile after tile."""
+    strategy, number = plan.strategy, plan.layers[layer.position]
     W, T = group.index_WT.shape
     slot_T = torch.arange(T, device=layer.device)
     packs = _packs(plan, layer, starts_WTSX, group, replicate)
     found: Found | None = None
     history: list[Tensor] = []
     evaluations = 0
-    last = strategy.generations_at(position)
+    last = strategy.generations_at(layer.position)
     for generation in range(last + 1):
         for place, pack in enumerate(packs):
             candidates_TPGM = strategy.ask(pack.state)
@@ -118,10 +162,7 @@ def search_layer(
     assert found is not None
     targets_WTRX = found.targets[:W].reshape(W, T, -1, *layer.shape)
     seeds_WTSX = found.seeds[:W].reshape(W, T, -1, *layer.shape)
-    if not strategy.traits.measured:
-        history[-1] = torch.stack([evaluate(network, number, targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
-        evaluations += int(group.real_WT.sum()) * targets_WTRX.shape[2]
-    return LayerResult(targets_WTRX, seeds_WTSX, history, evaluations if strategy.traits.chooses else 0)
+    return LayerResult(targets_WTRX, seeds_WTSX, history, evaluations)
 
 
 def layer_of(plan: SearchPlan, network: SearchableNetwork, position: int, device: torch.device) -> SearchLayer:

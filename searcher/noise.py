@@ -43,6 +43,11 @@ class NoiseTable:
         # Overlapping rows: draw o is rows o .. o + G - 1 of the table, without a copy of it.
         self._draw_means = self._means.as_strided((self.draws, self.groups), (1, 1))
 
+    @property
+    def rows(self) -> Tensor:
+        """The smoothed maps (R, M): draw o is rows o .. o + G - 1."""
+        return self._values[: self._rows]
+
     def take(self, offsets_BP: Tensor) -> Tensor:
         """Return noise (B, P, G, M) for offsets in 0..draws-1."""
         view = self._values.as_strided((self.draws, self.groups * self.size), (self.size, 1))

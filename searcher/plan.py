@@ -22,6 +22,7 @@ class SearchPlan:
     layers: search layers in order: block numbers, then `len(network.blocks)` for the logits.
     from_network: start around the network's own representations instead of noisy inputs.
     searches: results per example.
+    compiled: use compiled loops where there are some for strategy, network and device (`searcher.compiled`).
     """
 
     strategy: SearchStrategy[Any]
@@ -32,6 +33,7 @@ class SearchPlan:
     from_network: bool
     tile_examples: int
     searches: int = 1
+    compiled: bool = True
 
     def keys(self, index_T: Tensor, replicate: int, purpose: str, *parts: int) -> Tensor:
         """Return a key per example for `purpose`; independent searches of an example (`replicate` from 0) have their own."""

@@ -50,6 +50,9 @@ class SearchConfig(Section):
     """Independent results per training image; `learn.targets` says which of them the learner reads."""
     calibration_examples: int = Field(default=1000, ge=2)
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
+    compiled: bool = True
+    """Search by compiled loops where there are some: evolution on a CPU, below parts of the network that mix channels in the head only.
+    Other searches, and all of them with `false`, are done by tensor operations; the two differ in the last bits."""
     kernels: bool = False
     """Make evolution's children by fused Triton kernels, on a GPU. They have never run on a real one, so they are off by default."""
 
