@@ -16,6 +16,8 @@ import argparse
 import importlib.util
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -47,8 +49,11 @@ def main() -> None:
     rows = []
     for channels in options.channels:
         problem = make_problem(channels=channels, images=options.images, generations=options.generations, tile=options.tile)
+        if options.peak:
+            _print_peak(options.peak, problem)
+            return
         print(f"\n{channels} x 13 x 13, {options.images} images, {options.generations} generations, {options.threads} threads")
-        found = _measure(problem, _rows(problem, options.only), options.repeats)
+        found = _measure(problem, _rows(problem, options.only), options.repeats, options.threads)
         _print(found)
         steps = shares(problem)
         print("share of time: " + ", ".join(f"{name} {share:.0%}" for name, share in steps.items()))
@@ -67,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=SearchConfig().tile_examples, help="images computed together by repsearch")
     parser.add_argument("--only", nargs="+", default=[], help="rows to run; all if none is given")
     parser.add_argument("--scaling", action="store_true", help="time per image from 500 to 10,000 images, and two searchers beside one")
+    parser.add_argument("--peak", choices=("repsearch", *PEERS, "plain_loop", "floor"), help="print the peak memory of one row and stop")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     return parser.parse_args()
 
@@ -90,20 +96,22 @@ def _rows(problem: Problem, only: list[str]) -> dict[str, Row]:
     return rows
 
 
-def _row(name: str, problem: Problem) -> Row:
+def _row(name: str, problem: Problem, *, choose: bool = True) -> Row:
+    """Return the row; `choose` the batch of images that suits it best, else the middle one of those tried."""
     if name == "repsearch":
         return repsearch
     if name == "floor":
         return floor
+    batches = _batches(problem) if choose else _batches(problem)[1:2]
     if name == "plain_loop":
-        return _fastest({batch: partial(plain_loop, batch=batch) for batch in _batches(problem)}, problem)
+        return _fastest({batch: partial(plain_loop, batch=batch) for batch in batches}, problem)
     if name == "evotorch":
         from benchmarks.search_speed_evotorch import evotorch
 
-        return _fastest({batch: partial(evotorch, batch=batch) for batch in _batches(problem)}, problem)
+        return _fastest({batch: partial(evotorch, batch=batch) for batch in batches}, problem)
     from benchmarks.search_speed_evosax import make_evosax
 
-    return _fastest({batch: make_evosax(problem, batch) for batch in _batches(problem)}, problem)
+    return _fastest({batch: make_evosax(problem, batch) for batch in batches}, problem)
 
 
 def _batches(problem: Problem) -> list[int]:
@@ -112,6 +120,8 @@ def _batches(problem: Problem) -> list[int]:
 
 def _fastest(rows: dict[int, Row], problem: Problem) -> Row:
     """Return the row of the batch that takes the least time; the first of two runs warms up and compiles."""
+    if len(rows) == 1:
+        return next(iter(rows.values()))
     seconds = {}
     for batch, row in rows.items():
         row(problem)
@@ -121,8 +131,10 @@ def _fastest(rows: dict[int, Row], problem: Problem) -> Row:
     return rows[min(seconds, key=lambda batch: seconds[batch])]
 
 
-def _measure(problem: Problem, rows: dict[str, Row], repeats: int) -> dict[str, dict[str, float]]:
-    memory = {name: _peak_memory(partial(row, problem)) for name, row in rows.items()}
+def _measure(problem: Problem, rows: dict[str, Row], repeats: int, threads: int) -> dict[str, dict[str, float]]:
+    memory = {name: _peak_memory(name, problem, threads) for name in rows}
+    for row in rows.values():
+        row(problem)
     wall: dict[str, list[float]] = {name: [] for name in rows}
     cpu: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats):
@@ -149,16 +161,29 @@ def _ratio(rates: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(ours, rates[name], strict=True)) if ours else float("nan")
 
 
-def _peak_memory(run: Callable[[], int]) -> float:
-    """Return by how many MB resident memory rises at most during `run`; nan where the system does not tell."""
+def _peak_memory(name: str, problem: Problem, threads: int) -> float:
+    """Return by how many MB resident memory rises at most while a new process runs row `name` once, what it compiles included."""
+    options = {
+        "channels": problem.channels,
+        "images": problem.images,
+        "generations": problem.generations,
+        "tile": problem.plan.tile_examples,
+    }
+    given = [text for option, value in options.items() for text in (f"--{option}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.search_speed", "--peak", name, "--threads", str(threads), *given]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def _print_peak(name: str, problem: Problem) -> None:
+    row = _row(name, problem, choose=False)
     resident = psutil.Process().memory_info().rss
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        run()
+        row(problem)
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        print(max(0.0, int(line.split()[1]) / 1024 - resident / 2**20))
     except (OSError, StopIteration):
-        return float("nan")
-    return max(0.0, int(line.split()[1]) / 1024 - resident / 2**20)
+        print(float("nan"))
 
 
 def _print(found: dict[str, dict[str, float]]) -> None:

@@ -41,6 +41,11 @@ class Problem:
         """B."""
         return len(self.labels_B)
 
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.starts_BPCHW.shape[2]
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Return starting populations and labels of `size` images at a time."""
         return zip(self.starts_BPCHW.split(size), self.labels_B.split(size), strict=True)

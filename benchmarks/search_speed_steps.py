@@ -1,51 +1,96 @@
-"""Shares of the searcher's time per step, by timing the functions that do them."""
+"""Shares of the searcher's time per step: each step of the compiled loops, run by itself as often as a search runs it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
+
+import numba
+import numpy as np
+import torch
 
 from benchmarks.search_speed_loops import repsearch
-from benchmarks.search_speed_problem import Problem
-from searcher import layer_search
-from searcher.noise import NoiseTable
-from searcher.strategies import evolution
+from benchmarks.search_speed_problem import EXPLORERS, PARENTS, POPULATION, STRENGTH, Problem
+from searcher.compiled import compiled_search, loops
+from searcher.layer_search import layer_of
 
-STEPS: dict[str, tuple[Any, str]] = {
-    "draws": (evolution.Evolution, "_draws"),
-    "crossover and mutation": (NoiseTable, "sum_rows"),
-    "children": (evolution, "breed"),
-    "evaluation": (layer_search, "evaluate"),
-    "selection": (evolution.Evolution, "tell"),
-}
-"""Name of a step: the object and the attribute of it that does the step. What `breed` does besides `sum_rows` is normalisation."""
+_STRENGTH = np.float32(STRENGTH)
+
+
+@numba.njit(nogil=True)
+def _draws(calls: Any, rows: Any) -> Any:
+    total = 0
+    for call in range(calls):
+        total += loops.draw(call, 0, 12) + loops.draw(call, 1, 12) + loops.draw(call, 2, rows)
+    return total
+
+
+@numba.njit(nogil=True)
+def _breeding(calls: Any, candidates_PGM: Any, deviations_PG: Any, noise_RM: Any) -> None:
+    P, G, _ = candidates_PGM.shape
+    for call in range(calls):
+        row = loops.draw(call, 2, noise_RM.shape[0] - G + 1)
+        one, two = loops.draw(call, 0, 12), loops.draw(call, 1, 12)
+        into = 12 + call % (P - 12)
+        loops.breed(
+            candidates_PGM[one],
+            candidates_PGM[two],
+            deviations_PG[one],
+            deviations_PG[two],
+            noise_RM[row : row + G],
+            _STRENGTH,
+            True,
+            candidates_PGM[into],
+        )
+
+
+@numba.njit(nogil=True)
+def _deviations(calls: Any, candidates_PGM: Any, deviations_PG: Any) -> None:
+    for call in range(calls):
+        place = call % candidates_PGM.shape[0]
+        loops.measure(candidates_PGM[place], deviations_PG[place])
+
+
+@numba.njit(nogil=True)
+def _evaluation(calls: Any, candidates_PGM: Any, part: Any, room_X: Any, run_X: Any, logits_K: Any) -> Any:
+    total = 0.0
+    for call in range(calls):
+        total += loops.fitness(candidates_PGM[call % candidates_PGM.shape[0]].reshape(-1), 0, *part, room_X, run_X, logits_K)
+    return total
 
 
 def shares(problem: Problem) -> dict[str, float]:
-    """Return each step's share of the time of one search."""
-    spent = dict.fromkeys(STEPS, 0.0)
-    with ExitStack() as stack:
-        for name, (owner, attribute) in STEPS.items():
-            stack.enter_context(_timed(owner, attribute, name, spent))
-        begin = time.perf_counter()
-        repsearch(problem)
-        total = time.perf_counter() - begin
-    spent["normalisation"] = spent.pop("children") - spent["crossover and mutation"]
-    return {**{name: seconds / total for name, seconds in spent.items()}, "rest": 1 - sum(spent.values()) / total}
+    """Return each step's share of the time of one search on one thread; selection and the rest of the loop are what is left over."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        layer = layer_of(problem.plan, problem.searched, 0, torch.device("cpu"))
+        search = compiled_search(problem.plan.strategy, problem.searched, 0, layer)
+        assert search is not None
+        total, evaluations = _seconds(lambda: repsearch(problem)), repsearch(problem)
+        candidates_PGM = problem.starts_BPCHW[0].flatten(2).numpy().copy()
+        deviations_PG = candidates_PGM.std(axis=2)
+        keys_B = torch.zeros(1, dtype=torch.int64)
+        state = search.strategy.init(problem.starts_BPCHW[:1].flatten(3), layer=layer, labels_B=problem.labels_B[:1], keys_B=keys_B)
+        noise_RM = state.noise.rows.numpy()
+        scratch = (*(np.empty(candidates_PGM[0].size, np.float32) for _ in range(2)), np.empty(10, np.float32))
+        # Explorers are measured when made, and of the refiners those that become parents: at most one in three of them does.
+        measured = evaluations * (EXPLORERS + PARENTS) // POPULATION
+        spent = {
+            "draws": _seconds(lambda: _draws(evaluations, len(noise_RM))),
+            "crossover, mutation, normalisation": _seconds(lambda: _breeding(evaluations, candidates_PGM, deviations_PG, noise_RM)),
+            "deviations": _seconds(lambda: _deviations(measured, candidates_PGM, deviations_PG)),
+            "evaluation": _seconds(lambda: _evaluation(evaluations, candidates_PGM, search.part.arguments, *scratch)),
+        }
+    finally:
+        torch.set_num_threads(threads)
+    return {**{name: seconds / total for name, seconds in spent.items()}, "selection and the rest": 1 - sum(spent.values()) / total}
 
 
-@contextmanager
-def _timed(owner: Any, attribute: str, name: str, spent: dict[str, float]) -> Iterator[None]:
-    original: Callable[..., Any] = getattr(owner, attribute)
-
-    def timed(*arguments: Any, **named: Any) -> Any:
-        begin = time.perf_counter()
-        result = original(*arguments, **named)
-        spent[name] += time.perf_counter() - begin
-        return result
-
-    with patch.object(owner, attribute, timed):
-        yield
+def _seconds(run: Callable[[], object]) -> float:
+    """Return the CPU seconds of the second run; the first one compiles."""
+    run()
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin

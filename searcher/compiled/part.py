@@ -19,7 +19,6 @@ from repsearch.networks.base import SearchableNetwork, Shape
 from repsearch.networks.convnet import ConvBlock, Head
 from searcher.evaluation_network import FrozenNorm
 
-
 _NOTHING = np.zeros(0, np.int64)
 
 
