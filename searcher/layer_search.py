@@ -83,15 +83,17 @@ def search_layer(
 ) -> LayerResult:
     """Return the results of one layer; raises `NumericalError` naming image, layer and generation if a fitness is not finite.
 
-    `on_generation` is called after the initial population, 0, and every generation; it may raise to stop the search.
+    `on_generation` is called after the initial population, 0, and every generation; it may raise to stop the search. Compiled loops
+    search image after image, and call it as often, for the share of the images that are done.
     """
     strategy, number = plan.strategy, plan.layers[position]
     layer = layer_of(plan, network, position, starts_WTSX.device)
     compiled = compiled_search(strategy, network, number, layer) if plan.compiled else None
     if compiled is not None:
-        result = _by_loops(compiled, plan, starts_WTSX, group, replicate, layer_name(number, network.logits_layer))
+        name = layer_name(number, network.logits_layer)
+        result = _by_loops(compiled, plan, starts_WTSX, group, replicate, name, on_generation)
     else:
-        result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate)
+        result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate, on_generation)
     if not strategy.traits.measured:
         W = len(group.index_WT)
         result.fitness[-1] = torch.stack([evaluate(network, number, result.targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
@@ -99,13 +101,30 @@ def search_layer(
     return result if strategy.traits.chooses else replace(result, evaluations=0)
 
 
-def _by_loops(compiled: CompiledSearch, plan: SearchPlan, starts_WTSX: Tensor, group: Group, replicate: int, name: str) -> LayerResult:
+def _by_loops(
+    compiled: CompiledSearch,
+    plan: SearchPlan,
+    starts_WTSX: Tensor,
+    group: Group,
+    replicate: int,
+    name: str,
+    on_generation: Callable[[int], None],
+) -> LayerResult:
     """Search the images of a group by compiled loops; the rows of padding stay zero."""
     layer, real_WT = compiled.layer, group.real_WT
     index_T = group.index_WT[real_WT]
     keys_T = plan.keys(index_T, replicate, "search", plan.layers[layer.position])
     starts_TSGM = starts_WTSX[real_WT].reshape(len(index_T), starts_WTSX.shape[2], *layer.groups)
-    found = compiled.run(starts_TSGM, group.labels_WT[real_WT], keys_T)
+    generations = compiled.strategy.generations_at(layer.position) + 1
+    told = 0
+
+    def over(images: int) -> None:
+        nonlocal told
+        while told < generations * images // len(index_T):
+            on_generation(told)
+            told += 1
+
+    found = compiled.run(starts_TSGM, group.labels_WT[real_WT], keys_T, over)
     for generation, fitness_T in enumerate(found.history_TN.T):
         require_finite(fitness_T[:, None], index_T, torch.ones_like(index_T, dtype=torch.bool), name, generation)
     best = compiled.strategy.best(found.state)
@@ -124,7 +143,13 @@ def _by_loops(compiled: CompiledSearch, plan: SearchPlan, starts_WTSX: Tensor, g
 
 
 def _by_tensors(
-    plan: SearchPlan, network: SearchableNetwork, layer: SearchLayer, starts_WTSX: Tensor, group: Group, replicate: int
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    layer: SearchLayer,
+    starts_WTSX: Tensor,
+    group: Group,
+    replicate: int,
+    on_generation: Callable[[int], None],
 ) -> LayerResult:
     """Search a group by a strategy's `ask` and `tell`, tile after tile."""
     strategy, number = plan.strategy, plan.layers[layer.position]

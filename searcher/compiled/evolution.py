@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from searcher.compiled.part import Part, part_above
 from searcher.strategies.base import SearchLayer, SearchStrategy
 from searcher.strategies.evolution import Evolution, EvolutionState
 
+_VALUES_AT_A_TIME = 1_000_000_000  # of candidates, per thread: a second or two between two reports
 _parts: WeakKeyDictionary[SearchableNetwork, dict[int, Part | None]] = WeakKeyDictionary()
 
 
@@ -49,8 +51,11 @@ class CompiledSearch:
     layer: SearchLayer
     part: Part
 
-    def run(self, starts_TSGM: Tensor, labels_T: Tensor, keys_T: Tensor) -> Evolved:
-        """Return what evolution finds from `starts_TSGM`; an image's result depends on its own rows alone."""
+    def run(self, starts_TSGM: Tensor, labels_T: Tensor, keys_T: Tensor, on_images: Callable[[int], None]) -> Evolved:
+        """Return what evolution finds from `starts_TSGM`; an image's result depends on its own rows alone.
+
+        `on_images` is told the number of images done, at least every few seconds; it may raise to stop the search.
+        """
         strategy, position = self.strategy, self.layer.position
         first = strategy.init(starts_TSGM, layer=self.layer, labels_B=labels_T, keys_B=keys_T)
         T, K, N = len(labels_T), strategy.parents, strategy.generations_at(position) + 1
@@ -65,7 +70,11 @@ class CompiledSearch:
 
             loops.evolve(*fixed, *(values[part].numpy() for values in rows))
 
-        _share_out(some, T)
+        values = strategy.evaluations(position) * self.layer.groups[0] * self.layer.groups[1]
+        together = torch.get_num_threads() * max(1, _VALUES_AT_A_TIME // values)
+        for done in range(0, T, together):
+            _share_out(some, done, min(done + together, T))
+            on_images(min(done + together, T))
         state = EvolutionState(
             layer=self.layer, noise=first.noise, keys_B=keys_T, generation=N, parents_BKGM=parents_TKGM, fitness_BK=fitness_TK
         )
@@ -103,13 +112,13 @@ def compiled_search(strategy: SearchStrategy[Any], network: SearchableNetwork, n
     return None if part is None else CompiledSearch(strategy, layer, part)
 
 
-def _share_out(work: Any, images: int) -> None:
-    """Run `work` on equal parts of the images, as many as torch has threads."""
-    threads = min(torch.get_num_threads(), images)
+def _share_out(work: Callable[[slice], None], first: int, end: int) -> None:
+    """Run `work` on equal parts of images first .. end - 1, as many as torch has threads."""
+    threads = min(torch.get_num_threads(), end - first)
     if threads <= 1:
-        work(slice(0, images))
+        work(slice(first, end))
         return
-    edges = np.linspace(0, images, threads + 1).astype(int).tolist()
+    edges = np.linspace(first, end, threads + 1).astype(int).tolist()
     # A list, so that an error of any part is raised.
     list(_pool(threads).map(work, [slice(*pair) for pair in itertools.pairwise(edges)]))
 
