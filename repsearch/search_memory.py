@@ -3,8 +3,8 @@
 The need is computed from the configuration and from shapes, never from the machine: results depend on the number in their last bits, and
 every searcher must come to the same one. It is an upper bound of the growth of the searcher's memory while it searches: a copy of the
 network, noise tables, and per image the strategy's state and candidates, what the network makes of them, and the results of the layers
-done. Not in it: the data set, the network as it was read, and the results of the shard, which are kept until they are written
-(`searcher.shard_examples` times results per image).
+done. Not in it: libraries (the compiler of `searcher.compiled` takes some 150 MB at its first use), the data set, the network as it was
+read, and results that are yet to be written.
 """
 
 from __future__ import annotations

@@ -54,4 +54,6 @@ def resident(name: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps([peak_of(case) for case in json.loads(sys.argv[1])]))
+    cases = json.loads(sys.argv[1])
+    peak_of({**cases[0], "images": 1})  # loads the compiler
+    print(json.dumps([peak_of(case) for case in cases]))
