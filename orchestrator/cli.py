@@ -127,6 +127,43 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1, table2, table2b or table3; see docs/evidence.md.")],
+    dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
+    images: Annotated[int | None, typer.Option(help="Training images; default: the fewest of the table.")] = None,
+    scale: Annotated[str, typer.Option(help="cpu: narrow networks; gpu: the source paper's configuration.")] = "cpu",
+    seeds: Annotated[int, typer.Option(help="Final runs per row, seeds from 0.")] = 3,
+    trials: Annotated[int, typer.Option(help="Trials per row, from which its settings are chosen on validation.")] = 8,
+    jobs: Annotated[int, typer.Option(help="Rows at a time, each on local daemons of one thread.")] = 2,
+    data: Annotated[Path, typer.Option(help="Folder with MNIST/raw, and with the image folder cifar10.")] = Path("data"),
+    root: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/evidence"),
+    out: Annotated[Path, typer.Option(help="Folder for results and page.")] = Path("evidence"),
+    row: Annotated[list[str] | None, typer.Option("--row", help="Make this row alone; repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the time from runs that are there.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Run the first trial of every row and estimate the time; the trials count.")] = False,
+) -> None:
+    """Make a table of evidence: every method's settings chosen on validation, then runs over seeds. Again: what is missing."""
+    with _interruptible():
+        from orchestrator.evidence.command import reproduce as perform
+        from orchestrator.evidence.running import Order
+
+        order = Order(
+            table=table,
+            dataset=dataset,
+            images=images,
+            scale=scale,
+            seeds=seeds,
+            trials=trials,
+            jobs=jobs,
+            data=data,
+            root=root,
+            out=out,
+            only=tuple(row or ()),
+        )
+        perform(order, _console(), dry_run=dry_run, time=time)
+
+
+@app.command()
 def resume(run: RunArgument, jobs: JobsOption = 1) -> None:
     """Go on with a run, a study or a sweep from what it committed; `--jobs` is for a sweep."""
     with _interruptible():

@@ -1,0 +1,1 @@
+"""Results of the evidence tables, and the command that makes them; see docs/evidence.md."""

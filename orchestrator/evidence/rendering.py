@@ -1,0 +1,112 @@
+"""A table's results as a Markdown page, with a plot where rows are varied along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from orchestrator.evidence.results import Record, read
+from orchestrator.evidence.tables import EvidenceTable
+from orchestrator.sweeps.space import toml_value
+
+NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+
+
+def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
+    """Write `<name>.md`, with a section per result file of the table in `out`, and the plots; return the page's path."""
+    parts = [f"# {table.title}", PREAMBLE.format(name=name)]
+    for path in sorted(out.glob(f"{name}-*.json"), key=_place):
+        parts += _section(path)
+    page = out / f"{name}.md"
+    part = page.with_suffix(".part")
+    part.write_text("\n\n".join(parts) + "\n")
+    part.replace(page)
+    return page
+
+
+PREAMBLE = """Made by `orchestrator reproduce {name}`; how: [docs/evidence.md](../../docs/evidence.md). Test %: mean and sample standard
+deviation over the seeds of runs with the settings of the last column, which were chosen on validation, of the same number of trials for
+every row. Evaluations: of candidates, per training image. Seconds: one run, one thread, as many runs at a time as the lines below each
+table say. Validation: of the best trial, on labels as noisy as the training labels."""
+
+
+def _section(path: Path) -> list[str]:
+    document = read(path)
+    rows: list[Record] = document["rows"]
+    heading = f"{NAMES.get(document['dataset'], document['dataset'])}, {document['images']:,} training images"
+    if document["scale"] != "cpu":
+        heading += f", scale {document['scale']}"
+    parts = [f"## {heading}"]
+    if not rows:
+        return [*parts, "No rows yet."]
+    lines = ["| method | test % | difference | evaluations | seconds | validation % | chosen |", "|---|---|---|---|---|---|---|"]
+    for group, members in groupby(rows, key=lambda row: row["group"]):
+        found = list(members)
+        if group:
+            lines.append(f"| **{group}** | | | | | | |")
+        lines += [_line(row, found[0]) for row in found]
+    parts.append("\n".join(lines))
+    if any(row["x"] for row in rows):
+        plot(path.with_suffix(".png"), heading, [row for row in rows if row["x"]])
+        parts.append(f"![test accuracy against evaluations]({path.with_suffix('.png').name})")
+    parts.append("\n".join(f"- {line}" for line in _made(rows)))
+    return parts
+
+
+def _line(row: Record, first: Record) -> str:
+    test = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
+    difference = "" if row is first else f"{100 * (row['mean'] - first['mean']):+.2f}"
+    chosen = ", ".join(f"{_short_key(key)} {_short(value)}" for key, value in row["chosen"].items())
+    cost = f"{row['evaluations']:,.0f} | {row['seconds']:.0f}"
+    return f"| {row['name']} | {test} | {difference} | {cost} | {100 * row['validation']:.2f} | {chosen} |"
+
+
+def _made(rows: Sequence[Record]) -> list[str]:
+    """Return what made the rows: a line per seeds and trials, command, commit and hardware that some of them share."""
+    made: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        key = (row["seeds"], row["trials"], row["jobs"], row["command"], row["commit"], row["hardware"], row["date"])
+        made[key] = made.get(key, 0) + 1
+    return [
+        f"{number} rows: {seeds} seeds, {trials} trials each, {jobs} at a time; `{command}`, commit {commit}, {hardware}, {date}"
+        for (seeds, trials, jobs, command, commit, hardware, date), number in made.items()
+    ]
+
+
+def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
+    """Draw test accuracy against evaluations, a line per group, bars of one standard deviation."""
+    from orchestrator.studies.figures import COLOURS, MARKERS, grid, save
+
+    figure, panels = grid(1, 1, title, width=5.0, height=3.4)
+    axes = panels[0][0]
+    for place, group in enumerate(dict.fromkeys(row["group"] for row in rows)):
+        found = sorted((row for row in rows if row["group"] == group), key=lambda row: row["evaluations"])
+        axes.errorbar(
+            [row["evaluations"] for row in found],
+            [100 * row["mean"] for row in found],
+            [100 * row["std"] for row in found],
+            label=f"more {group}",
+            color=COLOURS[place],
+            marker=MARKERS[place],
+            capsize=3,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("evaluations per image")
+    axes.set_ylabel("test %")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def _place(path: Path) -> tuple[bool, int, int]:
+    document = read(path)
+    return document["scale"] != "cpu", list(NAMES).index(document["dataset"]), int(document["images"])
+
+
+def _short_key(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else toml_value(value)

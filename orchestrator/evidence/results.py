@@ -1,0 +1,96 @@
+"""A table's results: one JSON file per table, dataset and number of images, rewritten whole after each row.
+
+{"table", "title", "dataset", "images", "scale", "rows": [...]}; a row holds its definition's digest, so that a row whose definition
+changed is made again, and the command, commit and hardware that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import repsearch
+from orchestrator.evidence.rows import Row
+from repsearch.errors import StoreError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The file of a table's results on one dataset."""
+
+    path: Path
+    head: Mapping[str, Any]
+
+    def rows(self) -> list[Record]:
+        """Return the rows that are there; raises `StoreError` for a file that is not one of these."""
+        if not self.path.exists():
+            return []
+        return list(read(self.path)["rows"])
+
+    def find(self, row: Row, digest: str) -> Record | None:
+        """Return the record of `row` as it is defined now, or None."""
+        return next((record for record in self.rows() if record["row"] == row.title and record["digest"] == digest), None)
+
+    def put(self, record: Record, order: Sequence[Row]) -> None:
+        """Write `record` in place of an older one of its row, in the order of the table; rows it no longer has are dropped."""
+        places = {row.title: place for place, row in enumerate(order)}
+        rows = [known for known in self.rows() if known["row"] != record["row"] and known["row"] in places]
+        rows = sorted([*rows, record], key=lambda known: places[known["row"]])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps({**self.head, "rows": rows}, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the document in `path`; raises `StoreError` for one that holds no results."""
+    try:
+        document = json.loads(path.read_text())
+        if not isinstance(document, dict) or not isinstance(document["rows"], list):
+            raise ValueError("no rows")
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path}: holds no results ({error}); move it away, or give another --out") from None
+    return document
+
+
+def commit() -> str:
+    """Return the commit of this code with `+` where files were changed, or the package's version outside a repository."""
+    folder = Path(repsearch.__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"repsearch {repsearch.__version__}"
+
+
+def hardware(device: str) -> str:
+    """Return processor, cores and memory of this machine, and its GPU if `device` is one."""
+    memory = psutil.virtual_memory().total / 2**30
+    text = f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
+    if device != "cpu":
+        import torch
+
+        text += f", {torch.cuda.get_device_name(device)}"
+    return text
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

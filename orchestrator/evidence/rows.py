@@ -1,0 +1,92 @@
+"""Rows of a table: a method as overrides of the scale's configuration, and what is chosen for it on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.evidence.scales import Scale
+from orchestrator.sweeps.settings import Sweep, parse_sweep
+from orchestrator.sweeps.space import overrides
+from repsearch.config import with_overrides
+
+SEED = 1000
+"""Seed of the trials: no final run has it, so that the runs reported were not chosen from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method.
+
+    settings: values of the configuration, by dotted key, in the order in which they are set.
+    space: what is chosen for it besides the scale's space; of keys in both, this one counts.
+    fixed: keys of the scale's space that are not chosen for it.
+    group: rows compared with one another, such as those of one label noise; the baseline is the first of its group.
+    x: for a plot, what the row is varied by.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    group: str = ""
+    x: str = ""
+
+    def within(self, group: str, settings: Mapping[str, Any]) -> Row:
+        """Return the row in `group`, with more settings."""
+        return replace(self, group=group, settings={**self.settings, **settings})
+
+    @property
+    def title(self) -> str:
+        """Group and name."""
+        return f"{self.group}: {self.name}" if self.group else self.name
+
+    def table(self, base: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Return the configuration of the row, before anything is chosen."""
+        return with_overrides(base, [*overrides(self.settings), f"run.seed={seed}"])
+
+    def sweep(self, scale: Scale, base: Mapping[str, Any], trials: int) -> Sweep:
+        """Return what is chosen for the row: of the same number of trials, drawn alike for every row."""
+        shared = {key: part for key, part in scale.space.items() if key not in self.fixed}
+        table = {"trials": trials, "sampler": "random", "prune": True, "space": {**shared, **self.space}}
+        return parse_sweep({**self.table(base, SEED), "sweep": table}, self.title)
+
+
+CROSS_ENTROPY = {"learn.objective.name": "cross_entropy", "rounds.policy": "learn_only"}
+BLOCKS = {"learn.objective.layers": [[0, 1, 2], [1, 2]]}
+"""All blocks, or block 0 unsupervised."""
+_BLUR = [5, 1, 1, 0]
+
+BASELINE = Row(name="cross-entropy", settings=CROSS_ENTROPY)
+EVOLUTION = Row(name="evolution", settings={"search.strategy.name": "evolution"}, space=BLOCKS)
+EVOLUTION_STRATEGY = Row(
+    name="evolution strategy",
+    settings={"search.strategy.name": "evolution_strategy", "search.strategy.generations": [8, 8, 8, 2]},
+    space=BLOCKS,
+)
+NONE = Row(name="own representation", settings={"search.strategy.name": "none"}, space=BLOCKS)
+CLASS_CODE = Row(name="class code", settings={"search.strategy.name": "class_code"}, space=BLOCKS)
+MIXED_CODE = Row(
+    name="class code, mixed",
+    settings={"search.strategy.name": "class_code"},
+    space={"search.strategy.mix": [0.25, 0.5, 0.75], **BLOCKS},
+)
+_STEPS = {"search.strategy.step": [[0.3, 0.3, 0.3, 0.3], [1.0, 1.0, 1.0, 1.0]]}
+GRADIENT = Row(name="gradient", settings={"search.strategy.name": "gradient"}, space={**_STEPS, **BLOCKS})
+BLURRED_GRADIENT = Row(
+    name="gradient, blurred",
+    settings={"search.strategy.name": "gradient", "search.strategy.blur_passes": _BLUR},
+    space={**_STEPS, **BLOCKS},
+)
+LABEL_SMOOTHING = Row(name="label smoothing", settings=CROSS_ENTROPY, space={"learn.objective.label_smoothing": [0.1, 0.3]})
+GENERALISED = Row(
+    name="generalised cross-entropy",
+    settings={"learn.objective.name": "generalised_cross_entropy", "rounds.policy": "learn_only"},
+    space={"learn.objective.q": [0.3, 0.5, 0.7]},
+)
+EARLY_STOPPING = Row(
+    name="early stopping",
+    settings={**CROSS_ENTROPY, "learn.keep": "best", "learn.patience": 4},
+    space={"learn.schedule": ["one_cycle", "constant"]},
+)

@@ -1,0 +1,281 @@
+"""Rows of a table, several at a time: settings chosen on validation, then runs over seeds; what is done is never done again.
+
+ROOT/table1-mnist-3000/class-code-1f3a9c2b/sweep/      the trials
+                                           seed-0/     a final run, with `result.json`; targets and networks are deleted
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.evidence.results import Record, Results, commit, hardware
+from orchestrator.evidence.rows import Row
+from orchestrator.evidence.scales import Scale, find_scale
+from orchestrator.evidence.tables import EvidenceTable, find_table
+from orchestrator.preflight import check_run
+from orchestrator.sweeps.pool import Workers
+from orchestrator.sweeps.running import Best, at_once, choose, config_toml, create, perform_trials
+from orchestrator.sweeps.settings import Sweep
+from orchestrator.sweeps.space import overrides
+from orchestrator.sweeps.worker import Request, Result, read_result
+from repsearch.config import json_digest, parse_config, with_overrides
+from repsearch.datasets import cached_data
+from repsearch.errors import ConfigError, JobError, RepSearchError
+from repsearch.families import nearest
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What to make.
+
+    data: folder of all datasets, see `Scale.root`. root: folder for the runs. out: folder for results and pages.
+    only: titles of rows to make; none: all of them.
+    """
+
+    table: str
+    dataset: str
+    images: int | None
+    scale: str
+    seeds: int
+    trials: int
+    jobs: int
+    data: Path
+    root: Path
+    out: Path
+    only: tuple[str, ...] = ()
+
+
+class Plan:
+    """A table about to be made: fully checked rows, where they go, and what is there already."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        for name in ("seeds", "trials", "jobs"):
+            if (value := getattr(order, name)) < 1:
+                raise ConfigError(f"--{name}: {value}; give 1 or more")
+        self.table: EvidenceTable = find_table(order.table)
+        self.scale: Scale = find_scale(order.scale, order.dataset)
+        self.images = self.scale.images[0] if order.images is None else order.images
+        self.all_rows = list(self.table.rows(self.scale))
+        self.rows = _chosen(self.all_rows, order.only)
+        stem = f"{order.table}-{order.dataset}-{self.images}" + ("" if order.scale == "cpu" else f"-{order.scale}")
+        self.folder = order.root.expanduser().absolute() / stem
+        head = {
+            "table": order.table,
+            "title": self.table.title,
+            "dataset": order.dataset,
+            "images": self.images,
+            "scale": order.scale,
+        }
+        self.results = Results(order.out / f"{stem}.json", head)
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """Configuration of every row."""
+        return self.scale.table(images=self.images, data=self.order.data.expanduser().absolute())
+
+    def sweep(self, row: Row) -> Sweep:
+        """Return what is chosen for `row`."""
+        return row.sweep(self.scale, self.base, self.order.trials)
+
+    def digest(self, row: Row) -> str:
+        """Return the digest of everything that determines the row's choice; where the data lie is not part of it."""
+        sweep = self.sweep(row)
+        config = sweep.config({}).model_dump(mode="json")
+        config["dataset"].pop("root", None)
+        for section in ("searcher", "learner", "tracking", "run", "store"):
+            config.pop(section)
+        return json_digest([config, sweep.settings.model_dump(), row.settings])[:8]
+
+    def row_folder(self, row: Row) -> Path:
+        """Return the folder of the row's runs."""
+        return self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', row.title.lower()).strip('-')}-{self.digest(row)}"
+
+    def final(self, row: Row, values: Any, seed: int) -> Request:
+        """Return the run of `row` with the chosen `values` and a seed."""
+        settings = ["run.baseline=false", *overrides(values), f"run.seed={seed}"]
+        table = parse_config(with_overrides(self.sweep(row).table, settings)).model_dump(mode="json")
+        folder = self.row_folder(row)
+        table["run"]["root"] = str(folder)
+        return Request(folder=str(folder / f"seed-{seed}"), config=table, toml=config_toml(table), prune=True)
+
+    def done(self, row: Row) -> bool:
+        """Return whether the results have the row, over as many seeds."""
+        record = self.results.find(row, self.digest(row))
+        return record is not None and record["seeds"] >= self.order.seeds
+
+    def check(self, tell: Tell) -> None:
+        """Check every row that is not made yet as a run is checked, and every value that it may choose as a configuration."""
+        for number, row in enumerate(self.rows):
+            if number == 0:
+                tell(f"{self.table.title}: {self.order.dataset}, {self.images} images, {len(self.rows)} rows of {self.runs} runs")
+            if not self.done(row):
+                _check(self.sweep(row))
+
+    @property
+    def runs(self) -> int:
+        """Runs per row."""
+        return self.order.trials + self.order.seeds
+
+    def timed(self, row: Row) -> list[float]:
+        """Return the wall times of the row's runs so far."""
+        folder = self.row_folder(row)
+        paths = [*folder.glob("sweep/trial-*"), *folder.glob("seed-*")]
+        return [result.wall_s for path in paths if (result := read_result(path)) is not None]
+
+
+def make(plan: Plan, tell: Tell) -> list[str]:
+    """Make every row that the results lack; return the titles of the rows that failed, after all others are made."""
+    rows = [row for row in plan.rows if not plan.done(row)]
+    failed: list[str] = []
+    command, lock, left = shlex.join(["orchestrator", *sys.argv[1:]]), threading.Lock(), list(rows)
+    device = parse_config(plan.base).learner.device
+
+    def loop(workers: Workers) -> None:
+        while True:
+            with lock:
+                if not left:
+                    return
+                row = left.pop(0)
+            try:
+                record = make_row(plan, row, workers, tell)
+            except RepSearchError as error:
+                if workers.stopped:
+                    raise
+                with lock:
+                    failed.append(row.title)
+                tell(f"{row.title}: failed: {error}")
+                continue
+            made = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "hardware": hardware(device), "jobs": plan.order.jobs}
+            with lock:
+                plan.results.put({**record, **made, "command": command}, plan.all_rows)
+            tell(f"{row.title}: test {record['mean']:.2%} +- {record['std']:.2%} over {record['seeds']} seeds")
+
+    if rows:
+        with Workers(min(plan.order.jobs, len(rows)), plan.folder) as workers:
+            at_once(workers, [lambda: loop(workers)] * min(plan.order.jobs, len(rows)))
+    return failed
+
+
+def make_row(plan: Plan, row: Row, workers: Workers, tell: Tell) -> Record:
+    """Return a row's record: a sweep, then a run per seed."""
+    sweep, folder = plan.sweep(row), opened(plan, row)
+    best = choose(folder / "sweep", sweep, workers, _telling(tell, row))
+    found = []
+    for seed in range(plan.order.seeds):
+        found.append(workers.run(plan.final(row, best.values, seed)))
+        tell(f"{row.title}: seed {seed}: test {found[-1].metrics['test/accuracy']:.2%} in {found[-1].seconds:.0f} s")
+    return record_of(plan, row, best, found)
+
+
+def time_rows(plan: Plan, tell: Tell) -> None:
+    """Perform the first trial of every row that has no run yet, so that the time of all can be estimated."""
+    rows = [row for row in plan.rows if not plan.done(row) and not plan.timed(row)]
+    lock = threading.Lock()
+
+    def loop(workers: Workers) -> None:
+        while True:
+            with lock:
+                if not rows:
+                    return
+                row = rows.pop(0)
+            perform_trials(opened(plan, row) / "sweep", plan.sweep(row), workers, _telling(tell, row), most=1)
+
+    if rows:
+        with Workers(plan.order.jobs, plan.folder) as workers:
+            at_once(workers, [lambda: loop(workers)] * plan.order.jobs)
+
+
+def opened(plan: Plan, row: Row) -> Path:
+    """Return the row's folder, made if it is not there."""
+    folder = plan.row_folder(row)
+    (folder / "sweep").mkdir(parents=True, exist_ok=True)
+    create(folder / "sweep", plan.sweep(row))
+    return folder
+
+
+def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Record:
+    """Return the record of a row: settings as given and as chosen, accuracies by seed, and what they cost."""
+    test = [result.metrics["test/accuracy"] for result in found]
+    return {
+        "row": row.title,
+        "group": row.group,
+        "name": row.name,
+        "x": row.x,
+        "digest": plan.digest(row),
+        "settings": dict(row.settings),
+        "chosen": best.values,
+        "validation": best.accuracy,
+        "trials": plan.order.trials,
+        "seeds": len(test),
+        "test": test,
+        "mean": statistics.mean(test),
+        "std": statistics.stdev(test) if len(test) > 1 else 0.0,
+        "evaluations": statistics.mean(result.evaluations for result in found),
+        "seconds": statistics.mean(result.seconds for result in found),
+        "search_s": statistics.mean(result.search_s for result in found),
+        "learn_s": statistics.mean(result.learn_s for result in found),
+    }
+
+
+def estimate(plan: Plan) -> list[tuple[str, str, str]]:
+    """Return a line per row, and one for all: row, seconds per run so far, and time left."""
+    lines, total, unknown = [], 0.0, 0
+    for row in plan.rows:
+        times = plan.timed(row)
+        each = f"{statistics.mean(times):.1f}" if times else "-"
+        if plan.done(row):
+            lines.append((row.title, each, "done"))
+        elif times:
+            left = statistics.mean(times) * max(0, plan.runs - len(times))
+            total += left
+            lines.append((row.title, each, _minutes(left / plan.order.jobs)))
+        else:
+            unknown += 1
+            lines.append((row.title, each, "not timed"))
+    more = f" and {unknown} rows that are not timed" if unknown else ""
+    lines.append((f"all, {plan.order.jobs} at a time", "", _minutes(total / plan.order.jobs) + more))
+    return lines
+
+
+def _check(sweep: Sweep) -> None:
+    config = sweep.config({})
+    check_run(config, cached_data(config.dataset, seed=config.run.seed))
+    # Not as runs: their networks would be built for each, minutes for a table. A row that fails does not stop the others.
+    for key, part in sweep.space.items():
+        for value in part.ends():
+            sweep.config({key: value})
+
+
+def _telling(tell: Tell, row: Row) -> Tell:
+    return lambda text: tell(f"{row.title}: {text}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    titles = [row.title for row in rows]
+    for title in only:
+        if title not in titles:
+            raise ConfigError(f"--row {title!r}{nearest(title, titles)}; the table has {'; '.join(titles)}")
+    return [row for row in rows if not only or row.title in only]
+
+
+def check_made(failed: Sequence[str]) -> None:
+    """Raise `JobError` if rows failed."""
+    if failed:
+        raise JobError(f"{len(failed)} rows failed: {'; '.join(failed)}; the others are made; run the command again to try these")

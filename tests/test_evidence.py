@@ -1,0 +1,226 @@
+"""Tables of evidence: equal conditions for every row, and a table that is cut goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.evidence import running
+from orchestrator.evidence.rendering import write_page
+from orchestrator.evidence.rows import SEED, Row
+from orchestrator.evidence.running import Order, Plan, estimate, make
+from orchestrator.evidence.scales import SCALES, find_scale
+from orchestrator.evidence.tables import TABLES, EvidenceTable, find_table
+from orchestrator.sweeps.worker import Request, Result
+from repsearch.config import load_config
+from repsearch.errors import ConfigError, JobError, NumericalError, StoreError
+from tests.orchestrator_runs import complete
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY = [(scale, dataset, table) for scale in SCALES for dataset in SCALES[scale] for table in TABLES]
+
+
+def order(folder: Path, **fields: Any) -> Order:
+    given = {"table": "table1", "dataset": "mnist", "images": 300, "scale": "cpu", "seeds": 2, "trials": 3, "jobs": 1}
+    return Order(**{**given, "data": folder / "data", "root": folder / "runs", "out": folder / "out", **fields})
+
+
+class FakeWorkers:
+    """Workers that remember what they ran, and die after `most` runs."""
+
+    def __init__(self, most: int = 10**6, fails: str = "") -> None:
+        self.most, self.fails, self.stopped = most, fails, False
+        self.requests: list[Request] = []
+
+    def run(self, request: Request) -> Result:
+        if len(self.requests) == self.most:
+            self.stopped = True
+            raise JobError("the workers were told to end")
+        self.requests.append(request)
+        if self.fails and self.fails in request.folder:
+            raise NumericalError("the loss is nan")
+        lr, seed = request.config["learn"]["optimiser"]["lr"], request.config["run"]["seed"]
+        metrics = {"validation/accuracy": 0.9 - lr, "test/accuracy": 0.8 + 0.01 * seed}
+        return Result(metrics=metrics, evaluations=592, search_s=1, learn_s=2, seconds=3, wall_s=4)
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    """A table of two rows, whose trials Optuna chooses and no worker runs."""
+    rows = list(find_table("table1").rows(find_scale("cpu", "mnist")))
+    chosen = [rows[0], rows[4]]
+    monkeypatch.setitem(TABLES, "table1", EvidenceTable("Two methods", lambda scale: chosen))
+    return chosen
+
+
+def perform(plan: Plan, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    @contextmanager
+    def instead(count: int, root: Path) -> Iterator[FakeWorkers]:
+        yield workers
+
+    monkeypatch.setattr(running, "Workers", instead)
+    return make(plan, lambda _: None)
+
+
+@pytest.mark.parametrize(("scale", "dataset", "table"), EVERY)
+def test_every_value_of_every_row_makes_a_configuration(scale: str, dataset: str, table: str, tmp_path: Path) -> None:
+    plan = Plan(order(tmp_path, scale=scale, dataset=dataset, table=table))
+    titles = [row.title for row in plan.rows]
+    assert len(set(titles)) == len(titles) and len({plan.row_folder(row) for row in plan.rows}) == len(titles)
+    groups = [row.group for row in plan.rows]
+    assert groups == sorted(groups, key=groups.index)
+    for row in plan.rows:
+        sweep = plan.sweep(row)
+        assert sweep.config({}).run.seed == SEED and sweep.config({}).dataset["train"] == 300
+        ends = {key: part.ends() for key, part in sweep.space.items()}
+        for number in range(max(map(len, ends.values()))):
+            sweep.config({key: values[number % len(values)] for key, values in ends.items()})
+        # What is chosen is not what the row is about.
+        assert not set(sweep.space) & set(row.settings)
+
+
+def test_the_gpu_scale_is_the_papers_configuration(tmp_path: Path) -> None:
+    for dataset in ("mnist", "cifar10"):
+        plan = Plan(order(tmp_path, scale="gpu", dataset=dataset, images=None))
+        evolution = next(row for row in plan.rows if row.name == "evolution")
+        ours, paper = plan.sweep(evolution).config({}), load_config(ROOT / f"configs/paper-{dataset}.toml")
+        for section in ("network", "search", "learn", "rounds", "searcher", "learner", "store"):
+            assert getattr(ours, section) == getattr(paper, section), section
+        assert ours.dataset["validation"] == paper.dataset["validation"]
+
+
+def test_every_row_has_the_same_trials_with_the_same_draws(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = FakeWorkers()
+    plan = Plan(order(tmp_path))
+    assert perform(plan, workers, monkeypatch) == []
+    trials = [request for request in workers.requests if request.sweep]
+    drawn = [(request.config["learn"]["optimiser"], request.config["network"]["convolutions"]) for request in trials]
+    assert len(trials) == 6 and drawn[:3] == drawn[3:]
+    assert {request.config["run"]["seed"] for request in trials} == {SEED}
+    finals = [request for request in workers.requests if not request.sweep]
+    assert [request.config["run"]["seed"] for request in finals] == [0, 1, 0, 1]
+    # The highest validation accuracy of the fake is that of the lowest learning rate.
+    lowest = min(optimiser["lr"] for optimiser, _ in drawn)
+    assert {request.config["learn"]["optimiser"]["lr"] for request in finals} == {lowest}
+    assert [request.config["learn"]["objective"]["name"] for request in finals] == ["cross_entropy"] * 2 + ["regression"] * 2
+
+
+def test_results_say_what_was_chosen_and_what_made_them(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(order(tmp_path))
+    perform(plan, FakeWorkers(), monkeypatch)
+    document = json.loads((tmp_path / "out" / "table1-mnist-300.json").read_text())
+    assert [row["row"] for row in document["rows"]] == ["cross-entropy", "class code"]
+    row = document["rows"][0]
+    assert row["test"] == [0.8, 0.81] and row["mean"] == pytest.approx(0.805) and row["std"] == pytest.approx(0.01 / 2**0.5)
+    assert set(row["chosen"]) == {"learn.optimiser.lr", "learn.optimiser.weight_decay", "network.convolutions"}
+    assert row["evaluations"] == 592 and row["seconds"] == 3 and row["commit"] and row["hardware"] and row["command"]
+    page = write_page("table1", plan.table, tmp_path / "out").read_text()
+    assert "| cross-entropy | 80.50 ± 0.71 |  | 592 | 3 |" in page
+    assert "| class code | 80.50 ± 0.71 | +0.00 | 592 | 3 |" in page
+
+
+def test_a_table_that_is_cut_goes_on(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = FakeWorkers(most=7)
+    with pytest.raises(JobError):
+        perform(Plan(order(tmp_path)), cut, monkeypatch)
+    rest = FakeWorkers()
+    perform(Plan(order(tmp_path)), rest, monkeypatch)
+    # A row is five runs, the second of them cut after two trials; real workers read what the trials left.
+    folders = [Path(request.folder).name for request in rest.requests]
+    assert folders == ["trial-0002", "seed-0", "seed-1"]
+    idle = FakeWorkers()
+    assert perform(Plan(order(tmp_path)), idle, monkeypatch) == [] and idle.requests == []
+
+
+def test_more_seeds_and_changed_rows_are_made_again(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
+    more = FakeWorkers()
+    perform(Plan(order(tmp_path, seeds=3)), more, monkeypatch)
+    assert [Path(request.folder).name for request in more.requests] == ["seed-0", "seed-1", "seed-2"] * 2
+    small[1] = dataclasses.replace(small[1], settings={**small[1].settings, "search.strategy.mix": 0.9})
+    changed = FakeWorkers()
+    perform(Plan(order(tmp_path, seeds=3)), changed, monkeypatch)
+    assert len(changed.requests) == 6 and all("class-code" in request.folder for request in changed.requests)
+
+
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(order(tmp_path))
+    assert perform(plan, FakeWorkers(fails="cross-entropy"), monkeypatch) == ["cross-entropy"]
+    assert [row["row"] for row in plan.results.rows()] == ["class code"]
+    with pytest.raises(JobError, match="1 rows failed: cross-entropy"):
+        running.check_made(["cross-entropy"])
+
+
+def test_two_rows_at_a_time_give_the_same(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(jobs: int) -> list[Mapping[str, Any]]:
+        plan = Plan(order(tmp_path / str(jobs), jobs=jobs))
+        perform(plan, FakeWorkers(), monkeypatch)
+        return [{key: value for key, value in row.items() if key not in ("jobs", "command")} for row in plan.results.rows()]
+
+    assert rows(1) == rows(2)
+
+
+def test_the_estimate_counts_what_is_left(tmp_path: Path, small: list[Row]) -> None:
+    plan = Plan(order(tmp_path))
+    folder = plan.row_folder(small[0]) / "sweep" / "trial-0000"
+    folder.mkdir(parents=True)
+    result = Result(metrics={}, evaluations=0, search_s=0, learn_s=0, seconds=29, wall_s=30)
+    (folder / "result.json").write_text(json.dumps(dataclasses.asdict(result)))
+    assert estimate(plan) == [
+        ("cross-entropy", "30.0", "2.0 min"),
+        ("class code", "-", "not timed"),
+        ("all, 1 at a time", "", "2.0 min and 1 rows that are not timed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"table": "tabel1"}, "did you mean 'table1'"),
+        ({"dataset": "minst"}, "did you mean 'mnist'"),
+        ({"scale": "cpuu"}, "did you mean 'cpu'"),
+        ({"seeds": 0}, "--seeds: 0"),
+        ({"trials": 0}, "--trials: 0"),
+        ({"jobs": 0}, "--jobs: 0"),
+        ({"only": ("class cod",)}, "did you mean 'class code'"),
+    ],
+)
+def test_bad_orders_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Plan(order(tmp_path, **fields))
+
+
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table1-mnist-300.json").write_text("[]")
+    plan = Plan(order(tmp_path))
+    with pytest.raises(StoreError, match="holds no results"):
+        plan.done(plan.rows[0])
+
+
+def test_the_benchmark_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.evidence", "tabel1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "did you mean 'table1'" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_small_table_on_mnist(real_data: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "mnist", "--images", "300", "--seeds", "2", "--trials", "1", "--jobs", "1", "--data", str(real_data)]
+    rows = ["--row", "cross-entropy", "--row", "class code"]
+    output = complete("reproduce", "table1", *arguments, *rows, "--root", "runs", "--out", "out", folder=tmp_path)
+    assert "class code: test" in output
+    document = json.loads((tmp_path / "out" / "table1-mnist-300.json").read_text())
+    assert [len(row["test"]) for row in document["rows"]] == [2, 2]
+    assert all(row["mean"] > 0.2 for row in document["rows"])
+    assert (tmp_path / "out" / "table1.md").exists()
