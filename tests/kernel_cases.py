@@ -252,8 +252,7 @@ def test_the_strategy_proposes_what_it_proposes_without_kernels(shape: tuple[int
     state = plain.init(start, layer=layer, labels_B=torch.zeros(3, dtype=torch.int64, device=DEVICE), keys_B=keys())
     for generation in range(3):
         candidates = plain.ask(state)
-        # The strategy may normalise before it smooths as well, which moves the epsilon of 1e-5 in the variance.
-        assert_close(fused.ask(state), candidates, absolute=2e-4)
+        assert_close(fused.ask(state), candidates, absolute=5e-5)
         fitness = torch.randn(candidates.shape[:2], generator=torch.Generator().manual_seed(generation)).to(DEVICE)
         state = plain.tell(state, candidates, fitness)
 
