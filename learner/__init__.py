@@ -9,6 +9,7 @@ memory       what targets take, and what fits under a limit
 objectives/  the loss (plug-ins): regression on targets, cross-entropy
 optimisers/  how gradients change parameters (plug-ins)
 schedule     learning rate and batch order as functions of step and epoch
+shortage     what is said when memory runs out
 keeping      best epoch and early stop, from the history
 targets      committed targets of a round, checked
 checkpoints  state after each epoch, in the store

@@ -98,7 +98,8 @@ def fit(
         state.seconds += time.perf_counter() - begun
         checkpoints.save(_checkpoint(network, optimiser, plan, state))
         reporter.points(_points(record))
-        reporter.progress(state.epoch, plan.epochs, unit="epochs", text=_text(state, record["loss"]))
+        text = _text(state.examples / state.seconds, (plan.epochs - state.epoch) * state.examples / state.epoch, record["loss"])
+        reporter.progress(state.epoch, plan.epochs, unit="epochs", text=text)
     state.kept = state.epoch
     if plan.learn.keep == "best":
         state.kept = best_epoch(state.history)
@@ -161,8 +162,9 @@ def _run_epoch(
         right, seen = right + int(values[-1]), seen + len(batch.labels)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            text = f"step {index + 1}/{per_epoch}, {seen / (reported - begun):.0f} examples/s, loss {named['loss']:.4f}"
-            reporter.progress(state.epoch, plan.epochs, unit="epochs", text=text)
+            left = (plan.epochs - state.epoch) * per_epoch - index - 1
+            text = _text(seen / (reported - begun), left * len(batch.labels), named["loss"])
+            reporter.progress(state.epoch, plan.epochs, unit="epochs", text=f"step {index + 1}/{per_epoch}, {text}")
     state.examples += seen
     means = {name: total / per_epoch for name, total in sums.items()}
     return {"epoch": epoch, **means, "learning_rate": rate, "train_accuracy": right / seen}
@@ -187,5 +189,8 @@ def _points(record: Mapping[str, float]) -> list[tuple[str, int, float]]:
     return [(f"learn/{name}", int(record["epoch"]), value) for name, value in record.items() if name != "epoch"]
 
 
-def _text(state: FitState, loss: float) -> str:
-    return f"{state.examples / max(state.seconds, 1e-9):.0f} examples/s, loss {loss:.4f}"
+def _text(rate: float, examples_left: float, loss: float) -> str:
+    """Return what a person wants to know in between: examples per second, time left at that rate, loss."""
+    seconds = examples_left / rate
+    left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{rate:.0f} examples/s, {left} left, loss {loss:.4f}"

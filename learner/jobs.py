@@ -19,6 +19,7 @@ from learner.fit import FitPlan, FitState, fit
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
+from learner.shortage import explained, smaller_steps
 from learner.snapshots import Snapshots, WithSnapshots
 from learner.streaming import open_batches
 from learner.targets import CommittedTargets, expected_shapes, find_targets
@@ -71,6 +72,11 @@ class LearnTask:
 
 def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     """Run the job that `request` describes; raises `RepSearchError` for every fault a user can act on."""
+    with explained("building or running the network", "take a network of smaller width: its parameters grow with the square of it"):
+        return _run_job(request, context)
+
+
+def _run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     config = RunConfig.model_validate_json(request.config_json)
     _prepare_torch(context)
     data = cached_data(config.dataset, seed=config.run.seed)
@@ -139,7 +145,7 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
     plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round)
     snapshots = _snapshots(run, task)
-    with open_batches(context.device, data.train, targets, config.learn) as training:
+    with open_batches(context.device, data.train, targets, config.learn) as training, explained("learning", smaller_steps(config.learn)):
         state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context)
     measured = _measured(state, evaluate(network, validation), evaluate(network, test))
     attributes = {"kind": "network", **_identity(run, task), **measured, "snapshots": snapshots.listed()}

@@ -27,6 +27,7 @@ from torch import Tensor
 from learner.batches import Batch, Batches, TrainingSet, augmented, views_of
 from learner.memory import buffer_examples, demand_of, fits
 from learner.schedule import steps_per_epoch
+from learner.shortage import explained, fewer_targets
 from learner.targets import CommittedTargets, Shard, chunks_of, draw_results
 from repsearch.config import LearnConfig
 from repsearch.datasets.base import Split
@@ -68,7 +69,9 @@ def open_batches(device: str, split: Split, targets: CommittedTargets | None, le
     if targets is None:
         yield TrainingSet.on(device, split, {})
     elif learn.memory_mb is None or fits(demand_of(targets), learn.memory_mb):
-        yield TrainingSet.on(device, split, targets.whole(), results=targets.drawn())
+        with explained("reading the round's targets", fewer_targets(demand_of(targets).whole)):
+            whole = TrainingSet.on(device, split, targets.whole(), results=targets.drawn())
+        yield whole
     else:
         with StreamedSet(device, split, targets, buffer_examples(demand_of(targets), learn.memory_mb, learn.batch_size)) as streamed:
             yield streamed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         **_shards(folder, round_number, run.study.get("images", run.dataset["train"]), run.config.searcher.shard_examples),
         "epoch": _epoch(records, round_number) if current else 0,
         "epochs": run.config.learn.epochs,
+        **_pace(records, round_number if current and holder else -1, run.config.learn.epochs, run.dataset["train"]),
         "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
         "test_accuracy": metrics.get("test/accuracy"),
         "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
@@ -101,3 +104,17 @@ def _search(records: Sequence[Record], round: int, *, searching: bool) -> dict[s
 def _epoch(records: Sequence[Record], round: int) -> int:
     points = (record for record in records if record["kind"] == "point" and record["round"] == round)
     return max((record["step"] for record in points if record["key"].startswith("learn/")), default=0)
+
+
+def _pace(records: Sequence[Record], round: int, epochs: int, examples: int) -> dict[str, float | None]:
+    """Return examples per second of learning and the seconds left of it, from when the round's last epochs ended; None before two have."""
+    ends: dict[int, float] = {}
+    for record in records:
+        if record["kind"] == "point" and record["round"] == round and record["key"] == "learn/loss":
+            ends[record["step"]] = record["time"]
+    times = [ends[epoch] for epoch in sorted(ends)][-6:]
+    # The median: epochs that an earlier opening of the run learned may have been noted all at once, or long ago.
+    pace = statistics.median(after - before for before, after in itertools.pairwise(times)) if len(times) > 1 else 0.0
+    if pace <= 0:
+        return {"examples_per_second": None, "seconds_left": None}
+    return {"examples_per_second": examples / pace, "seconds_left": max(0.0, (epochs - max(ends)) * pace - (time.time() - times[-1]))}

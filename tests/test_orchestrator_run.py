@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
+from orchestrator.journal import read_journal
 from orchestrator.runs import RunLock
 from orchestrator.status import status_of
 from tests.orchestrator_runs import complete, learned, orchestrator, write_config
@@ -116,6 +117,23 @@ def test_a_used_run_is_refused(finished: tuple[Path, str], monkeypatch: pytest.M
         journal.write_bytes(content)
     assert ended.value.code == 4
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_status_tells_the_pace_of_learning_and_the_time_left(finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    records = read_journal(finished[0])
+    ends = [n for n, record in enumerate(records) if record.get("key") == "learn/loss" and record["round"] == 1]
+    # As if epochs ended every 2 s and the fourth of 6 were the last so far, half a second ago.
+    kept = [{**record, "time": 1000.0 + 2 * record.get("step", 0)} for record in records[: ends[3] + 1]]
+    monkeypatch.setattr("orchestrator.status.read_journal", lambda _: kept)
+    monkeypatch.setattr("orchestrator.status.time.time", lambda: 1008.5)
+    with RunLock(finished[0]):
+        found = status_of(finished[0])
+    assert (found["phase"], found["epoch"], found["epochs"]) == ("learn", 4, 6)
+    assert found["examples_per_second"] == pytest.approx(100)
+    assert found["seconds_left"] == pytest.approx(3.5)
+    kept = kept[: ends[0] + 1]
+    with RunLock(finished[0]):
+        assert status_of(finished[0])["examples_per_second"] is None
 
 
 def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
