@@ -65,7 +65,12 @@ EVOLUTION_STRATEGY = Row(
     settings={"search.strategy.name": "evolution_strategy", "search.strategy.generations": [8, 8, 8, 2]},
     space=BLOCKS,
 )
-NONE = Row(name="own representation", settings={"search.strategy.name": "none"}, space=BLOCKS)
+# The logits of an untrained network say nothing of the class, so here the head learns labels.
+NONE = Row(
+    name="own representation",
+    settings={"search.strategy.name": "none", "learn.objective.head": "labels"},
+    space=BLOCKS,
+)
 CLASS_CODE = Row(name="class code", settings={"search.strategy.name": "class_code"}, space=BLOCKS)
 MIXED_CODE = Row(
     name="class code, mixed",
