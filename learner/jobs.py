@@ -188,6 +188,7 @@ def _snapshots(run: Run, task: LearnTask) -> Snapshots:
         every=run.config.learn.snapshots,
         epochs=task.epochs,
         attributes=_identity(run, task),
+        patience=run.config.learn.patience,
     )
 
 

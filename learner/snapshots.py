@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learner.checkpoints import NETWORK, Checkpoint, Checkpoints
+from learner.keeping import plateaued
 from store import RepresentationStore, layout, reference_at
 from store.parameters import write_parameters
 
@@ -18,8 +19,8 @@ from store.parameters import write_parameters
 class Snapshots:
     """Snapshots of the fit of `epochs` epochs whose result is to be the group `learned`.
 
-    every: epochs between two; 0: none are written. digest: of everything that determines the result. attributes: further facts to
-    record with each.
+    every: epochs between two; 0: none are written. patience: `learn.patience`, by which the fit may end before `epochs`.
+    digest: of everything that determines the result. attributes: further facts to record with each.
     """
 
     store: RepresentationStore
@@ -29,11 +30,13 @@ class Snapshots:
     every: int
     epochs: int
     attributes: Mapping[str, Any]
+    patience: int | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the network of `checkpoint` if its epoch is one to keep: a multiple of `every`, or the last."""
         epoch = checkpoint.epoch
-        if self.every == 0 or (epoch % self.every and epoch != self.epochs):
+        last = epoch == self.epochs or plateaued(checkpoint.history, self.patience)
+        if self.every == 0 or (epoch % self.every and not last):
             return
         arrays = {name.removeprefix(NETWORK): array for name, array in checkpoint.arrays.items() if name.startswith(NETWORK)}
         path = layout.snapshot_path(self.learned, self.attempt, epoch)

@@ -197,6 +197,14 @@ def test_snapshots_are_the_networks_of_their_epochs_whichever_attempt_wrote_them
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_the_last_epoch_is_a_snapshot_where_learning_stops_early(tmp_path: Path) -> None:
+    learned = {"objective": {"name": "cross_entropy"}, "optimiser": {"name": "sgd", "lr": 1e-12}, "snapshots": 50, "patience": 2}
+    result = learn(tmp_path, digits_config(learn=learned), learn_spec([], epochs=20))
+    attributes = ZarrStore(tmp_path / "run").manifest(result.path).attributes
+    assert [entry["epoch"] for entry in attributes["snapshots"]] == [len(attributes["epochs"])] == [attributes["kept_epoch"]]
+    assert len(attributes["epochs"]) < 20
+
+
 def test_without_snapshots_none_are_kept(tmp_path: Path) -> None:
     result = learn(tmp_path, digits_config(learn={"objective": {"name": "cross_entropy"}}), learn_spec([], epochs=2))
     store = ZarrStore(tmp_path / "run")

@@ -16,8 +16,10 @@ from repsearch.networks import (
     build_network,
     calibrate,
     check_same_representations,
+    depends_on_batch,
     load_arrays,
     network_digest,
+    outputs_of_blocks,
     to_arrays,
 )
 from repsearch.networks.convnet import ConvNet, halve, normalised
@@ -146,6 +148,34 @@ def test_an_exported_network_predicts_the_same(name: str) -> None:
     program = torch.export.export(network, (images[:2],), dynamic_shapes=({0: batch},))
     with torch.no_grad():
         assert torch.equal(program.module()(images), network(images))
+
+
+@pytest.mark.parametrize("name", NETWORKS.members)
+def test_a_block_gives_every_output_that_its_network_declares_beside_the_representation(name: str) -> None:
+    data = made_up_data()
+    table = {"name": name, **EXAMPLES[name]}
+    network = calibrated(name, data)
+    below = network.stem(network.prepare(data.train.images[:8]))
+    for layer in range(network.logits_layer):
+        representation = network.run_layer(layer, below)
+        for output in outputs_of_blocks(NETWORKS.build(table)):
+            found, beside = network.run_block(layer, below, output)
+            assert torch.allclose(found, representation, atol=1e-5)
+            assert beside.shape == representation.shape
+            assert output != "representation" or torch.equal(beside, representation)
+        below = representation
+
+
+def test_a_network_without_running_statistics_says_so_and_cannot_be_searched() -> None:
+    data = made_up_data()
+    for batchnorm in ("running", "batch"):
+        table = {"name": "convnet", **EXAMPLES["convnet"], "batchnorm": batchnorm}
+        network = build_network(table, data, seed=0, purpose="learned")
+        norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert {norm.track_running_stats for norm in norms} == {batchnorm == "running"}
+        assert depends_on_batch(NETWORKS.build(table)) is (batchnorm == "batch")
+    with pytest.raises(ConfigError, match="without running statistics"):
+        evaluation_network(network)
 
 
 def calibrated(name: str, data: Data) -> SearchableNetwork:

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.batches import TrainingSet
+from learner.checkpoints import NoCheckpoints
+from learner.fit import fit
+from learner.objectives.regression import Regression
+from learner.optimisers.adamw import AdamW
 from repsearch.config import parse_config
 from repsearch.errors import ConfigError
 from repsearch.families import NETWORKS
-from repsearch.networks import build_network, calibrate
+from repsearch.networks import build_network, calibrate, outputs_of_blocks
 from searcher.evaluation_network import evaluation_network
+from tests.learner_support import Recorder, plan_for
 from tests.networks import made_up_data
 
 SOURCE = '''
@@ -83,6 +89,18 @@ def test_a_network_of_an_installed_package_is_built_calibrated_and_searched() ->
         block, logits = searched.representations(data.train.images)
         assert torch.equal(searched.run_from(0, block), logits)
         assert torch.allclose(network(data.train.images), logits, atol=1e-4)
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_learns_from_targets_and_is_refused_a_match_that_it_does_not_declare() -> None:
+    data = made_up_data()
+    network = build_network({"name": "strided", "channels": 5}, data, seed=0, purpose="learned")
+    targets = {"block0": torch.randn(len(data.train), 5, 4, 4, generator=torch.Generator().manual_seed(0))}
+    plan = plan_for(epochs=5, objective=Regression(), optimiser=AdamW(lr=0.02))
+    state = fit(network, TrainingSet.on("cpu", data.train, targets), data.validation, plan, NoCheckpoints(), Recorder())
+    assert state.history[-1]["loss_block0"] < state.history[0]["loss_block0"]
+    with pytest.raises(ConfigError, match=r"learn\.objective\.match: .*set it to normalised"):
+        Regression(match="raw").check([0], 1, outputs_of_blocks(NETWORKS.build({"name": "strided"})))
 
 
 @pytest.mark.usefixtures("installed")
