@@ -130,7 +130,7 @@ def streamed(
     data: Data, network: SearchableNetwork, targets: dict[str, torch.Tensor], folder: Path
 ) -> Iterator[tuple[Batches, LearnConfig]]:
     """Give the source for targets on disk under a limit of half of them."""
-    store, facts = ZarrStore(folder, chunk_mb=0.25), {"kind": "search", "dataset_digest": data.digest}
+    store, facts = ZarrStore(folder, chunk_mb=0.5), {"kind": "search", "dataset_digest": data.digest}
     size = len(data.train) // 4
     shards = [
         store.write(
@@ -201,7 +201,7 @@ def main() -> None:
     """Measure, print a table, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1200)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--turns", type=int, default=11)
     options = parser.parse_args()

@@ -34,7 +34,7 @@ from repsearch.datasets.base import Split
 from repsearch.seeding import generator
 
 PIECES = 8
-"""Pieces that a buffer holds at least, where examples are small enough."""
+"""Pieces that a buffer holds at least, where chunks are small enough; two in any case."""
 
 Buffer = dict[str, np.ndarray]
 
@@ -196,8 +196,7 @@ def _rows(rows_B: Tensor, carried_N: Tensor, carried: Buffer, own_N: Tensor, buf
 
 
 def _piece_examples(targets: CommittedTargets, buffer: int) -> int:
-    """Return the examples of a piece: whole chunks of the largest array where a buffer holds enough of those."""
+    """Return the examples of a piece: whole chunks of the largest array, unless a buffer holds no two of those."""
     # A chunk is verified whole, however few of its rows are wanted.
     chunk = min(shard.manifest.arrays[name].chunk_rows for shard in targets.shards for name in targets.shapes)
-    piece = max(1, buffer // PIECES)
-    return piece // chunk * chunk or piece
+    return buffer // PIECES // chunk * chunk or max(1, min(chunk, buffer // 2))
