@@ -130,10 +130,10 @@ class Plan:
         return self.order.trials + self.order.seeds
 
     def timed(self, row: Row) -> list[float]:
-        """Return the wall times of the row's runs so far."""
+        """Return the wall times of the row's runs so far that were not cut."""
         folder = self.row_folder(row)
         paths = [*folder.glob("sweep/trial-*"), *folder.glob("seed-*")]
-        return [result.wall_s for path in paths if (result := read_result(path)) is not None]
+        return [result.wall_s for path in paths if (result := read_result(path)) is not None and not result.resumed]
 
 
 def make(plan: Plan, tell: Tell) -> list[str]:
@@ -209,6 +209,8 @@ def opened(plan: Plan, row: Row) -> Path:
 def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Record:
     """Return the record of a row: settings as given and as chosen, accuracies by seed, and what they cost."""
     test = [result.metrics["test/accuracy"] for result in found]
+    # The times of a run that was cut lack what came before.
+    whole = [result for result in found if not result.resumed] or found
     return {
         "row": row.title,
         "group": row.group,
@@ -224,9 +226,9 @@ def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Reco
         "mean": statistics.mean(test),
         "std": statistics.stdev(test) if len(test) > 1 else 0.0,
         "evaluations": statistics.mean(result.evaluations for result in found),
-        "seconds": statistics.mean(result.seconds for result in found),
-        "search_s": statistics.mean(result.search_s for result in found),
-        "learn_s": statistics.mean(result.learn_s for result in found),
+        "seconds": statistics.mean(result.seconds for result in whole),
+        "search_s": statistics.mean(result.search_s for result in whole),
+        "learn_s": statistics.mean(result.learn_s for result in whole),
     }
 
 

@@ -59,6 +59,7 @@ class Result:
     evaluations: candidate evaluations per training image, all rounds.
     search_s, learn_s, seconds: time searching, learning, and in all rounds.
     wall_s: time of the last opening of the run, with loading the data; in a worker's first run also with starting daemons.
+    resumed: whether the run was cut and gone on with; its times lack what came before.
     """
 
     metrics: Mapping[str, float]
@@ -67,6 +68,7 @@ class Result:
     learn_s: float
     seconds: float
     wall_s: float = 0.0
+    resumed: bool = False
 
 
 def read_result(folder: Path) -> Result | None:
@@ -108,7 +110,7 @@ class Worker:
                     save_run(run)
                 check_fleet(run, fleet)
                 with opened(run, list(preflight.layers), fleet, _Silent(), resumed=resumed) as work:
-                    result = replace(_result(run_rounds(work)), wall_s=time.monotonic() - begin)
+                    result = replace(_result(run_rounds(work)), wall_s=time.monotonic() - begin, resumed=resumed)
                 _write(folder / RESULT, asdict(result))
                 if request.prune:
                     shutil.rmtree(folder / layout.ROUNDS_FOLDER, ignore_errors=True)
