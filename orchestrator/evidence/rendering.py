@@ -77,7 +77,7 @@ def _made(rows: Sequence[Record]) -> list[str]:
 
 def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
     """Draw test accuracy against evaluations, a line per group, bars of one standard deviation."""
-    from orchestrator.studies.figures import COLOURS, MARKERS, grid, save
+    from orchestrator.studies.figures import COLOURS, MARKERS, grid, save, ticks
 
     figure, panels = grid(1, 1, title, width=5.0, height=3.4)
     axes = panels[0][0]
@@ -92,7 +92,9 @@ def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
             marker=MARKERS[place],
             capsize=3,
         )
-    axes.set_xscale("log")
+    places = sorted({round(row["evaluations"]) for row in rows})
+    # Labels nearer to one another than a third would overlap.
+    ticks(axes, [place for number, place in enumerate(places) if number == 0 or place > 1.3 * places[number - 1]])
     axes.set_xlabel("evaluations per image")
     axes.set_ylabel("test %")
     axes.legend(frameon=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -55,6 +54,12 @@ class Order:
     root: Path
     out: Path
     only: tuple[str, ...] = ()
+
+    def command(self, images: int) -> str:
+        """Return the command that makes the table; where files lie is left to the reader."""
+        options = {"dataset": self.dataset, "images": images, "scale": self.scale, "seeds": self.seeds, "trials": self.trials}
+        words = [f"--{name}={value}" for name, value in options.items()] + [f"--row={title}" for title in self.only]
+        return shlex.join(["orchestrator", "reproduce", self.table, *words])
 
 
 class Plan:
@@ -140,7 +145,7 @@ def make(plan: Plan, tell: Tell) -> list[str]:
     """Make every row that the results lack; return the titles of the rows that failed, after all others are made."""
     rows = [row for row in plan.rows if not plan.done(row)]
     failed: list[str] = []
-    command, lock, left = shlex.join(["orchestrator", *sys.argv[1:]]), threading.Lock(), list(rows)
+    command, lock, left = plan.order.command(plan.images), threading.Lock(), list(rows)
     device = parse_config(plan.base).learner.device
 
     def loop(workers: Workers) -> None:
