@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.search_speed_loops import repsearch
-from benchmarks.search_speed_problem import EXPLORERS, PARENTS, POPULATION, STRENGTH, Problem
+from benchmarks.search_speed_problem import STRENGTH, Problem
 from searcher.compiled import compiled_search, loops
 from searcher.layer_search import layer_of
 
@@ -27,7 +27,7 @@ def _draws(calls: Any, rows: Any) -> Any:
 
 
 @numba.njit(nogil=True)
-def _breeding(calls: Any, candidates_PGM: Any, deviations_PG: Any, noise_RM: Any) -> None:
+def _breeding(calls: Any, candidates_PGM: Any, forms_P2: Any, deviations_PG: Any, noise_RM: Any) -> None:
     P, G, _ = candidates_PGM.shape
     for call in range(calls):
         row = loops.draw(call, 2, noise_RM.shape[0] - G + 1)
@@ -36,27 +36,25 @@ def _breeding(calls: Any, candidates_PGM: Any, deviations_PG: Any, noise_RM: Any
         loops.breed(
             candidates_PGM[one],
             candidates_PGM[two],
+            forms_P2[one],
+            forms_P2[two],
             deviations_PG[one],
             deviations_PG[two],
             noise_RM[row : row + G],
             _STRENGTH,
             True,
             candidates_PGM[into],
+            forms_P2[into],
+            deviations_PG[into],
         )
 
 
 @numba.njit(nogil=True)
-def _deviations(calls: Any, candidates_PGM: Any, deviations_PG: Any) -> None:
-    for call in range(calls):
-        place = call % candidates_PGM.shape[0]
-        loops.measure(candidates_PGM[place], deviations_PG[place])
-
-
-@numba.njit(nogil=True)
-def _evaluation(calls: Any, candidates_PGM: Any, part: Any, room_X: Any, run_X: Any, logits_K: Any) -> Any:
+def _evaluation(calls: Any, candidates_PGM: Any, forms_P2: Any, part: Any, room_X: Any, run_X: Any, logits_K: Any) -> Any:
     total = 0.0
     for call in range(calls):
-        total += loops.fitness(candidates_PGM[call % candidates_PGM.shape[0]].reshape(-1), 0, *part, room_X, run_X, logits_K)
+        place = call % candidates_PGM.shape[0]
+        total += loops.fitness(candidates_PGM[place].reshape(-1), forms_P2[place], 0, *part, room_X, run_X, logits_K)
     return total
 
 
@@ -73,15 +71,15 @@ def shares(problem: Problem) -> dict[str, float]:
         deviations_PG = candidates_PGM.std(axis=2)
         keys_B = torch.zeros(1, dtype=torch.int64)
         state = search.strategy.init(problem.starts_BPCHW[:1].flatten(3), layer=layer, labels_B=problem.labels_B[:1], keys_B=keys_B)
-        noise_RM = state.noise.rows.numpy()
+        noise_RM = state.noise.steps.numpy()
+        forms_P2 = np.tile(np.array([1, 0], np.float32), (len(candidates_PGM), 1))
         scratch = (*(np.empty(candidates_PGM[0].size, np.float32) for _ in range(2)), np.empty(10, np.float32))
-        # Explorers are measured when made, and of the refiners those that become parents: at most one in three of them does.
-        measured = evaluations * (EXPLORERS + PARENTS) // POPULATION
         spent = {
             "draws": _seconds(lambda: _draws(evaluations, len(noise_RM))),
-            "crossover, mutation, normalisation": _seconds(lambda: _breeding(evaluations, candidates_PGM, deviations_PG, noise_RM)),
-            "deviations": _seconds(lambda: _deviations(measured, candidates_PGM, deviations_PG)),
-            "evaluation": _seconds(lambda: _evaluation(evaluations, candidates_PGM, search.part.arguments, *scratch)),
+            "crossover, mutation, normalisation": _seconds(
+                lambda: _breeding(evaluations, candidates_PGM, forms_P2, deviations_PG, noise_RM)
+            ),
+            "evaluation": _seconds(lambda: _evaluation(evaluations, candidates_PGM, forms_P2, search.part.arguments, *scratch)),
         }
     finally:
         torch.set_num_threads(threads)

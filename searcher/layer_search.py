@@ -112,9 +112,15 @@ def _by_loops(
 ) -> LayerResult:
     """Search the images of a group by compiled loops; the rows of padding stay zero."""
     layer, real_WT = compiled.layer, group.real_WT
-    index_T = group.index_WT[real_WT]
+    whole = bool(real_WT.all())
+
+    def rows(values_WT: Tensor) -> Tensor:
+        # Of whole tiles a view: starting populations are large.
+        return values_WT.flatten(0, 1) if whole else values_WT[real_WT]
+
+    index_T = rows(group.index_WT)
     keys_T = plan.keys(index_T, replicate, "search", plan.layers[layer.position])
-    starts_TSGM = starts_WTSX[real_WT].reshape(len(index_T), starts_WTSX.shape[2], *layer.groups)
+    starts_TSGM = rows(starts_WTSX).reshape(len(index_T), starts_WTSX.shape[2], *layer.groups)
     generations = compiled.strategy.generations_at(layer.position) + 1
     told = 0
 
@@ -124,12 +130,14 @@ def _by_loops(
             on_generation(told)
             told += 1
 
-    found = compiled.run(starts_TSGM, group.labels_WT[real_WT], keys_T, over)
+    found = compiled.run(starts_TSGM, rows(group.labels_WT), keys_T, over)
     for generation, fitness_T in enumerate(found.history_TN.T):
         require_finite(fitness_T[:, None], index_T, torch.ones_like(index_T, dtype=torch.bool), name, generation)
     best = compiled.strategy.best(found.state)
 
     def placed(values_T: Tensor) -> Tensor:
+        if whole:
+            return values_T.view(*real_WT.shape, *values_T.shape[1:])
         result_WT = values_T.new_zeros(*real_WT.shape, *values_T.shape[1:])
         result_WT[real_WT] = values_T
         return result_WT

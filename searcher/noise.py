@@ -19,12 +19,18 @@ from torch import Tensor
 
 from repsearch.networks.base import Shape
 
+NOISE_STEP = 2.0**-12
+_MOST_STEPS = 2**15 - 1
+
 
 class NoiseTable:
     """R maps of standard normal noise, each smoothed by `passes` of 3x3 average pooling (positions beyond the border left out)."""
 
     def __init__(self, shape: Shape, *, rows: int, passes: int, rescale: bool, seed: int, device: torch.device) -> None:
-        """`shape`: of one representation, (C, H, W) or (D,); maps are H x W, or D values. `rescale`: unit variance after smoothing."""
+        """`shape`: of one representation, (C, H, W) or (D,); maps are H x W, or D values. `rescale`: unit variance after smoothing.
+
+        `steps`: the smoothed maps (R, M) in multiples of `NOISE_STEP`, int16; draw o is rows o .. o + G - 1.
+        """
         self.groups, map_shape = (shape[0], shape[1:]) if len(shape) == 3 else (1, shape)
         self.size = math.prod(map_shape)
         rows = max(rows, 2 * self.groups)
@@ -33,20 +39,18 @@ class NoiseTable:
             table = smooth(table, passes)
         if rescale:
             table /= table.std()
+        # Multiples of 2^-12, so that a copy in 16 bits, for loops that wait for memory, holds the same noise.
+        self.steps = (table / NOISE_STEP).round().clamp(-_MOST_STEPS, _MOST_STEPS).to(torch.int16).reshape(rows, self.size)
+        table = self.steps * NOISE_STEP
         self.draws = rows - self.groups + 1
         self._rows = rows
         # Behind the noise a row of ones, and behind that the room for a pool: what one sum may read lies in one tensor.
-        self._values = torch.cat([table.reshape(rows, self.size), torch.ones(1, self.size)]).to(device)
+        self._values = torch.cat([table, torch.ones(1, self.size)]).to(device)
         # Where group g of a summand lies behind its group 0; the row of ones serves all groups.
         self._steps = (torch.arange(self.groups)[:, None] * torch.tensor([1, 1, 1, 0])).to(device)
         self._means = self._values[:rows].mean(dim=1)
         # Overlapping rows: draw o is rows o .. o + G - 1 of the table, without a copy of it.
         self._draw_means = self._means.as_strided((self.draws, self.groups), (1, 1))
-
-    @property
-    def rows(self) -> Tensor:
-        """The smoothed maps (R, M): draw o is rows o .. o + G - 1."""
-        return self._values[: self._rows]
 
     def take(self, offsets_BP: Tensor) -> Tensor:
         """Return noise (B, P, G, M) for offsets in 0..draws-1."""

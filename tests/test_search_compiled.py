@@ -157,8 +157,8 @@ def loop_fitness(network: SearchableNetwork, layer: int, candidate_X: Tensor, la
     part = part_above(network, layer)
     assert part is not None
     room, run = (torch.empty(candidate_X.numel()).numpy() for _ in range(2))
-    logits = torch.empty(network.classes).numpy()
-    return float(loops.fitness(candidate_X.flatten().numpy(), label, *part.arguments, room, run, logits))
+    logits, form = torch.empty(network.classes).numpy(), torch.tensor([1.0, 0.0]).numpy()
+    return float(loops.fitness(candidate_X.flatten().numpy(), form, label, *part.arguments, room, run, logits))
 
 
 @pytest.mark.parametrize("layer", [0, 1, LOGITS])

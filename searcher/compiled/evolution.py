@@ -63,7 +63,7 @@ class CompiledSearch:
         fitness_TK, history_TN = starts_TSGM.new_empty(T, K), starts_TSGM.new_empty(T, N)
         lived_T = torch.zeros(T, dtype=torch.int64)
         rows = (first.parents_BKGM.contiguous(), labels_T, keys_T, parents_TKGM, fitness_TK, history_TN, lived_T)
-        fixed = (first.noise.rows.numpy(), self.part.arguments, *self._numbers(N))
+        fixed = (first.noise.steps.numpy(), self.part.arguments, *self._numbers(N))
 
         def some(part: slice) -> None:
             from searcher.compiled import loops

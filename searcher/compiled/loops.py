@@ -19,6 +19,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from repsearch.networks.convnet import NORMALISE_EPS
+from searcher.noise import NOISE_STEP
 
 MATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums in any order, fused multiply-add; not `nnan` or `ninf`: values that are not finite must stay so, to be found."""
@@ -38,6 +39,7 @@ def _coefficients() -> list[np.float32]:
 _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9, _C10, _C11, _C12 = _coefficients()
 _UPPER, _LOWER, _SCALE = np.float32(_LIMIT), np.float32(-_LIMIT), np.float32(2 / _LIMIT**2)
 _ZERO, _HALF, _ONE, _EPS = np.float32(0), np.float32(0.5), np.float32(1), np.float32(NORMALISE_EPS)
+_STEP = np.float32(NOISE_STEP)
 _COUNTERS_PER_CHILD = 3  # two pool members and one noise offset
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -91,35 +93,55 @@ def measure(candidate_GM: Any, deviation_G: Any) -> None:
 
 @numba.njit(fastmath=MATH, nogil=True)
 def breed(
-    one_GM: Any, two_GM: Any, one_deviation_G: Any, two_deviation_G: Any, noise_GM: Any, strength: Any, unit: Any, child_GM: Any
+    one_GM: Any,
+    two_GM: Any,
+    one_form: Any,
+    two_form: Any,
+    one_deviation_G: Any,
+    two_deviation_G: Any,
+    noise_GM: Any,
+    strength: Any,
+    unit: Any,
+    child_GM: Any,
+    child_form: Any,
+    child_deviation_G: Any,
 ) -> None:
-    """Write the mean of two members plus noise of strength times the mean of their deviations per group, normalised.
+    """Write the mean of two members plus noise of strength times the mean of their deviations per group, and its deviations.
 
+    noise_GM: in multiples of `NOISE_STEP`. A candidate is `values * form[0] + form[1]`, so that normalising it takes no pass over them.
     unit: to zero mean and unit variance over all groups (blocks); else to zero mean (logits).
     """
     G, M = child_GM.shape
+    one_factor, two_factor = _HALF * one_form[0], _HALF * two_form[0]
+    middle = _HALF * (one_form[1] + two_form[1])
     total, square = _ZERO, _ZERO
+    over = _ONE / np.float32(M)
     for g in range(G):
-        scale = strength * _HALF * (one_deviation_G[g] + two_deviation_G[g])
+        scale = strength * _STEP * _HALF * (one_deviation_G[g] + two_deviation_G[g])
+        group_total, group_square = _ZERO, _ZERO
         for m in range(M):
-            value = _HALF * (one_GM[g, m] + two_GM[g, m]) + scale * noise_GM[g, m]
+            value = one_factor * one_GM[g, m] + two_factor * two_GM[g, m] + scale * np.float32(noise_GM[g, m]) + middle
             child_GM[g, m] = value
-            total += value
-            square += value * value
-    over = _ONE / np.float32(G * M)
+            group_total += value
+            group_square += value * value
+        group_mean = group_total * over
+        child_deviation_G[g] = np.sqrt(max(group_square * over - group_mean * group_mean, _ZERO))
+        total += group_total
+        square += group_square
+    over /= np.float32(G)
     mean = total * over
     factor = _ONE
     if unit:
         factor = _ONE / np.sqrt(max(square * over - mean * mean, _ZERO) + _EPS)
-    shift = -mean * factor
     for g in range(G):
-        for m in range(M):
-            child_GM[g, m] = child_GM[g, m] * factor + shift
+        child_deviation_G[g] *= factor
+    child_form[0], child_form[1] = factor, -mean * factor
 
 
 @numba.njit(fastmath=MATH, nogil=True)
 def fitness(
     candidate_X: Any,
+    form: Any,
     label: Any,
     widths_B: Any,
     features_B: Any,
@@ -133,8 +155,9 @@ def fitness(
     run_X: Any,
     logits_K: Any,
 ) -> Any:
-    """Return log p(label) of a candidate, its values flat; `room_X`, `run_X` (scratch) hold as many values."""
+    """Return log p(label) of a candidate, its values flat, of form `form` (see `breed`); `room_X`, `run_X`: scratch of as many values."""
     K = bias_K.shape[0]
+    factor, offset = form[0], form[1]
     if weight_KF.shape[0] == 0:
         return log_probability(candidate_X, label)
     values_X, run = candidate_X, candidate_X.shape[0]
@@ -148,7 +171,7 @@ def fitness(
             run_X[x] = max(max(values_X[x], values_X[x + 1]), max(below_X[x], below_X[x + 1]))
         corner_X = corners_V[first_corner : first_corner + features]
         for x in range(features):
-            room_X[x] = run_X[corner_X[x]]
+            room_X[x] = run_X[corner_X[x]] * factor + offset
         first_corner += features
         run = features
         for _ in range(steps_B[block]):
@@ -163,14 +186,13 @@ def fitness(
         over = _ONE / np.float32(features)
         mean = total * over
         factor = _ONE / np.sqrt(max(square * over - mean * mean, _ZERO) + _EPS)
+        # Taken into account by what reads the block's output.
         offset = -mean * factor
-        for x in range(features):
-            room_X[x] = room_X[x] * factor + offset
         values_X = room_X
     for k in range(K):
         logit = _ZERO
         for f in range(weight_KF.shape[1]):
-            logit += weight_KF[k, f] * values_X[f]
+            logit += weight_KF[k, f] * (values_X[f] * factor + offset)
         logits_K[k] = logit + bias_K[k]
     return log_probability(logits_K, label)
 
@@ -237,7 +259,7 @@ def _evolve(
     deviations_PG = np.empty((population, G), np.float32)
     fitness_P = np.empty(population, np.float32)
     places_P = np.empty(population, np.int64)
-    measured_P = np.empty(population, np.bool_)
+    forms_P2 = np.empty((population, 2), np.float32)
     room_X, run_X, logits_K = np.empty(G * M, np.float32), np.empty(G * M, np.float32), np.empty(part[7].shape[0], np.float32)
     for t in range(T):
         # Places of the candidates in rank: the parents first, then children in the order of their making.
@@ -251,8 +273,8 @@ def _evolve(
                 for p in range(kept):
                     candidates_PGM[p] = starts_TSGM[t, p]
                     measure(candidates_PGM[p], deviations_PG[p])
-                    measured_P[p] = True
-                    fitness_P[p] = fitness(candidates_PGM[p].reshape(-1), labels_T[t], *part, room_X, run_X, logits_K)
+                    forms_P2[p, 0], forms_P2[p, 1] = _ONE, _ZERO
+                    fitness_P[p] = fitness(candidates_PGM[p].reshape(-1), forms_P2[p], labels_T[t], *part, room_X, run_X, logits_K)
             for p in range(kept, population):
                 child = p - kept
                 explores = child < first
@@ -266,22 +288,19 @@ def _evolve(
                 breed(
                     candidates_PGM[one],
                     candidates_PGM[two],
+                    forms_P2[one],
+                    forms_P2[two],
                     deviations_PG[one],
                     deviations_PG[two],
                     noise_RM[row : row + G],
                     strength,
                     unit,
                     candidates_PGM[place],
+                    forms_P2[place],
+                    deviations_PG[place],
                 )
-                measured_P[place] = explores
-                if explores:
-                    measure(candidates_PGM[place], deviations_PG[place])
-                fitness_P[place] = fitness(candidates_PGM[place].reshape(-1), labels_T[t], *part, room_X, run_X, logits_K)
+                fitness_P[place] = fitness(candidates_PGM[place].reshape(-1), forms_P2[place], labels_T[t], *part, room_X, run_X, logits_K)
             finite = _rank(places_P, fitness_P, K)
-            for place in places_P[:K]:
-                if not measured_P[place]:
-                    measure(candidates_PGM[place], deviations_PG[place])
-                    measured_P[place] = True
             best = fitness_P[places_P[0]]
             for later in range(generation, strengths_N.shape[0]):
                 history_TN[t, later] = best
@@ -292,8 +311,9 @@ def _evolve(
             if best > stop_fitness:
                 break
         for k in range(K):
-            parents_TKGM[t, k] = candidates_PGM[places_P[k]]
-            fitness_TK[t, k] = fitness_P[places_P[k]]
+            place = places_P[k]
+            parents_TKGM[t, k] = candidates_PGM[place] * forms_P2[place, 0] + forms_P2[place, 1]
+            fitness_TK[t, k] = fitness_P[place]
 
 
 def _compiled(function: Any) -> Any:
