@@ -131,8 +131,9 @@ def _by_loops(
             told += 1
 
     found = compiled.run(starts_TSGM, rows(group.labels_WT), keys_T, over)
-    for generation, fitness_T in enumerate(found.history_TN.T):
-        require_finite(fitness_T[:, None], index_T, torch.ones_like(index_T, dtype=torch.bool), name, generation)
+    if not bool(torch.isfinite(found.history_TN).all()):
+        for generation, fitness_T in enumerate(found.history_TN.T):
+            require_finite(fitness_T[:, None], index_T, torch.ones_like(index_T, dtype=torch.bool), name, generation)
     best = compiled.strategy.best(found.state)
 
     def placed(values_T: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ def _by_loops(
     return LayerResult(
         targets_WTRX=placed(best.targets_BRGM.reshape(*best.targets_BRGM.shape[:2], *layer.shape)),
         seeds_WTSX=placed(best.seeds_BSGM.reshape(*best.seeds_BSGM.shape[:2], *layer.shape)),
-        fitness=[placed(fitness_T[:, None]) for fitness_T in found.history_TN.T],
+        fitness=list(placed(found.history_TN[:, None]).unbind(dim=-1)),
         evaluations=found.evaluations(compiled.strategy),
     )
 
