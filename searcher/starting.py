@@ -5,12 +5,15 @@ Shapes: T examples of a tile; S starting candidates; X a representation's own sh
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from repsearch.networks.base import SearchableNetwork
 from repsearch.networks.convnet import normalised
 from searcher.normal import standard_normal
 from searcher.plan import SearchPlan
+
+INPUTS_AT_A_TIME = 48
 
 
 def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, index_T: Tensor, *, replicate: int = 0) -> Tensor:
@@ -21,7 +24,9 @@ def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: 
         return search_form(network, layer, run_layers(network, -1, layer, network.stem(inputs_TCHW)))[:, None]
     count = plan.strategy.starts(0)
     noisy = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, count, index_T, replicate=replicate)).flatten(0, 1)
-    starts = search_form(network, layer, run_layers(network, -1, layer, network.stem(noisy)))
+    # In pieces whose intermediate maps fit a core's cache: on a CPU half as long as all at once.
+    pieces = noisy.split(INPUTS_AT_A_TIME)
+    starts = torch.cat([search_form(network, layer, run_layers(network, -1, layer, network.stem(piece))) for piece in pieces])
     return starts.reshape(len(images_TCHW), count, *starts.shape[1:])
 
 

@@ -119,8 +119,11 @@ def _share_out(work: Callable[[slice], None], first: int, end: int) -> None:
         work(slice(first, end))
         return
     edges = np.linspace(first, end, threads + 1).astype(int).tolist()
-    # A list, so that an error of any part is raised.
-    list(_pool(threads).map(work, [slice(*pair) for pair in itertools.pairwise(edges)]))
+    own, *others = [slice(*pair) for pair in itertools.pairwise(edges)]
+    waiting = [_pool(threads - 1).submit(work, part) for part in others]
+    work(own)
+    for part in waiting:
+        part.result()
 
 
 @lru_cache(maxsize=1)
