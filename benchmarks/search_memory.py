@@ -87,7 +87,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     strategy = FAMILY.build(case["strategy"])
     layers = list(range(network.logits_layer + 1))
     plan = SearchPlan(
-        strategy=strategy, layers=layers, seed=0, round=0, input_noise=0.1, from_network=False, tile_examples=tile
+        strategy=strategy, layers=layers, seed=0, round=0, input_noise=0.1, from_network=False, micro_batch=tile
     )  # fmt: skip
     need = memory_of(strategy, network, layers, data.input_shape).need(tile)
     ctypes.CDLL(None).malloc_trim(0)

@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--generations", type=int, default=16, help="generations after the initial population")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, and cores, of every row")
     parser.add_argument("--repeats", type=int, default=5, help="times each row runs")
-    parser.add_argument("--tile", type=int, default=SearchConfig().tile_examples, help="images computed together by repsearch")
+    parser.add_argument("--tile", type=int, default=SearchConfig().micro_batch, help="images computed together by repsearch")
     parser.add_argument("--only", nargs="+", default=[], help="rows to run; all if none is given")
     parser.add_argument("--scaling", action="store_true", help="time per image from 500 to 10,000 images, and two searchers beside one")
     parser.add_argument("--peak", choices=("repsearch", *PEERS, "plain_loop", "floor"), help="print the peak memory of one row and stop")
@@ -167,7 +167,7 @@ def _peak_memory(name: str, problem: Problem, threads: int) -> float:
         "channels": problem.channels,
         "images": problem.images,
         "generations": problem.generations,
-        "tile": problem.plan.tile_examples,
+        "tile": problem.plan.micro_batch,
     }
     given = [text for option, value in options.items() for text in (f"--{option}", str(value))]
     command = [sys.executable, "-m", "benchmarks.search_speed", "--peak", name, "--threads", str(threads), *given]

@@ -19,7 +19,7 @@ from searcher.search import evaluate
 def repsearch(problem: Problem) -> int:
     """Search as the searcher does: `search_layer`, tile after tile, on ready starting populations."""
     evaluations = 0
-    starts = problem.starts_BPCHW.split(problem.plan.tile_examples)
+    starts = problem.starts_BPCHW.split(problem.plan.micro_batch)
     for group, starts_TPCHW in zip(problem.groups(), starts, strict=True):
         evaluations += search_layer(problem.plan, problem.searched, 0, starts_TPCHW[None], group).evaluations
     return evaluations
@@ -29,7 +29,7 @@ def repsearch(problem: Problem) -> int:
 def floor(problem: Problem) -> int:
     """Evaluate ready candidates, nothing else: the part above block 0 in the searcher's evaluation network and tiles."""
     evaluations = 0
-    for starts_TPCHW, _ in problem.batches(problem.plan.tile_examples):
+    for starts_TPCHW, _ in problem.batches(problem.plan.micro_batch):
         children = starts_TPCHW[:, PARENTS:].flatten(0, 1)
         for generation in range(problem.generations + 1):
             candidates = starts_TPCHW.flatten(0, 1) if generation == 0 else children

@@ -81,9 +81,7 @@ def make_plan(generations: int, tile: int, *, layers: int = 1, population: int =
     table = {"name": "evolution", "population": population, "refiners": refiners, "generations": [generations] * layers}
     schedule = {"strength": [STRENGTH] * layers, "boost": [BOOST] * layers, "blur_passes": [BLUR, 1, 1][:layers]}
     strategy = STRATEGIES.build({**table, **schedule})
-    return SearchPlan(
-        strategy=strategy, layers=list(range(layers)), seed=0, round=0, input_noise=0.1, from_network=False, tile_examples=tile
-    )
+    return SearchPlan(strategy=strategy, layers=list(range(layers)), seed=0, round=0, input_noise=0.1, from_network=False, micro_batch=tile)
 
 
 @torch.no_grad()

@@ -61,10 +61,10 @@ def tile_of(config: RunConfig, data: Data, strategy: Any) -> int:
 
     Raises `ConfigError` naming need and budget if that does not fit, and naming the layer if the network above one does not run.
     """
-    memory, budget, wanted = search_memory(config, data, strategy), config.search.memory_mb * MB, config.search.tile_examples
+    memory, budget, wanted = search_memory(config, data, strategy), config.search.memory_mb * MB, config.search.micro_batch
     least = 1 if wanted == "auto" else wanted
     if memory.need(least) > budget:
-        images = "one image" if least == 1 else f"search.tile_examples = {least} images"
+        images = "one image" if least == 1 else f"search.micro_batch = {least} images"
         raise ConfigError(
             f"search.memory_mb: {images} at a time need {_mb(memory.need(least))} MB, and the budget is "
             f"{config.search.memory_mb} MB; {_way_out(memory, budget, least)}"

@@ -89,7 +89,7 @@ def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: 
         round=round_number,
         input_noise=config.search.input_noise,
         from_network=trained and config.search.start == "network",
-        tile_examples=_tile(config.model_dump_json(), data.digest),
+        micro_batch=_tile(config.model_dump_json(), data.digest),
         searches=config.search.searches_per_example,
         compiled=config.search.compiled,
     )

@@ -31,7 +31,7 @@ class SearchPlan:
     round: int
     input_noise: float
     from_network: bool
-    tile_examples: int
+    micro_batch: int
     searches: int = 1
     compiled: bool = True
 
@@ -57,7 +57,7 @@ def groups_of(plan: SearchPlan, split: Split, *, first: int, count: int, device:
     Tiles are aligned to example indices, and one at the edge of the range is padded: every matrix product has the same shape, and an
     example its place in it, whatever the range.
     """
-    tile = plan.tile_examples
+    tile = plan.micro_batch
     starts = torch.arange(first - first % tile, first + count, tile)
     for group in torch.split(starts, GROUP_TILES if plan.strategy.traits.stops else 1):
         index_WT = group[:, None] + torch.arange(tile)

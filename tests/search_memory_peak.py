@@ -34,7 +34,7 @@ def peak_of(case: dict[str, Any]) -> tuple[int, float]:
         round=0,
         input_noise=0.1,
         from_network=False,
-        tile_examples=tile,
+        micro_batch=tile,
         searches=config.search.searches_per_example,
     )
     ctypes.CDLL(None).malloc_trim(0)

@@ -96,9 +96,9 @@ CASES: dict[str, tuple[list[str], int, str]] = {
         2,
         "network: the part above block0 does not run in evaluation mode (RuntimeError: no evaluation mode)",
     ),
-    "no room for one image": (['search.tile_examples="auto"', "search.memory_mb=10"], 2, SMALL),
-    "no room for the tile": (["search.tile_examples=100000"], 2, "search.tile_examples = 100000 images at a time need"),
-    "a tile of none": (["search.tile_examples=0"], 2, "search.tile_examples"),
+    "no room for one image": (['search.micro_batch="auto"', "search.memory_mb=10"], 2, SMALL),
+    "no room for the tile": (["search.micro_batch=100000"], 2, "search.micro_batch = 100000 images at a time need"),
+    "a tile of none": (["search.micro_batch=0"], 2, "search.micro_batch"),
     "a budget of none": (["search.memory_mb=0"], 2, "search.memory_mb"),
 }
 

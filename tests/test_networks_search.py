@@ -23,7 +23,7 @@ def plan(layers: list[int]) -> SearchPlan:
         population=8, parents=2, explorers=3, refiners=3, generations=[2] * count, strength=[0.3] * count, boost=[3.0] * count,
         blur_passes=[1] * count, noise_rows=64,
     )  # fmt: skip
-    return SearchPlan(strategy=strategy, layers=layers, seed=0, round=0, input_noise=0.1, from_network=False, tile_examples=4)
+    return SearchPlan(strategy=strategy, layers=layers, seed=0, round=0, input_noise=0.1, from_network=False, micro_batch=4)
 
 
 @pytest.mark.parametrize("kind", TABLES)

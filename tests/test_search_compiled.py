@@ -66,7 +66,7 @@ def make_plan(**fields: Any) -> SearchPlan:
         **fields,
     }
     strategy = STRATEGIES.build(table)
-    return SearchPlan(strategy=strategy, layers=[0, 1, LOGITS], seed=3, round=0, input_noise=0.1, from_network=False, tile_examples=4)
+    return SearchPlan(strategy=strategy, layers=[0, 1, LOGITS], seed=3, round=0, input_noise=0.1, from_network=False, micro_batch=4)
 
 
 def search(plan: SearchPlan, network: SearchableNetwork, data: Data, first: int = 2, count: int = 17) -> SearchResult:

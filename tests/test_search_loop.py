@@ -66,7 +66,7 @@ def plan(variant: str) -> SearchPlan:
 
 def plan_of(name: str, **fields: object) -> SearchPlan:
     strategy = STRATEGIES.build(VARIANTS[name])
-    values = {"layers": [0, 1, 2], "seed": 3, "round": 0, "input_noise": 0.1, "from_network": False, "tile_examples": 8, **fields}
+    values = {"layers": [0, 1, 2], "seed": 3, "round": 0, "input_noise": 0.1, "from_network": False, "micro_batch": 8, **fields}
     return SearchPlan(strategy=strategy, **values)  # type: ignore[arg-type]
 
 
@@ -178,7 +178,7 @@ def test_starting_from_the_network_begins_at_its_own_representation(network: Sea
 
 def test_a_subset_of_layers_can_be_searched(network: SearchableNetwork, data: Data) -> None:
     strategy = STRATEGIES.build({"name": "evolution", "generations": [2], "strength": [0.2], "boost": [3], "blur_passes": [0]})
-    plan = SearchPlan(strategy=strategy, layers=[1], seed=0, round=0, input_noise=0.1, from_network=False, tile_examples=8)
+    plan = SearchPlan(strategy=strategy, layers=[1], seed=0, round=0, input_noise=0.1, from_network=False, micro_batch=8)
     result = search(plan, network, data, count=16)
     assert [target.shape for target in result.targets] == [(16, 16, 2, 2)]
 
@@ -236,7 +236,7 @@ def stages() -> tuple[SearchableNetwork, Data]:
 
 @pytest.mark.parametrize("name", STRATEGIES.members)
 def test_stages_of_torchvision_models_are_searched_as_blocks_are(name: str, stages: tuple[SearchableNetwork, Data]) -> None:
-    (network, data), plan = stages, plan_of(name, tile_examples=4)
+    (network, data), plan = stages, plan_of(name, micro_batch=4)
     one, part = search(plan, network, data, count=8), search(plan, network, data, 5, 3)
     assert [tuple(target.shape[1:]) for target in one.targets] == [(24, 4, 4), (1024,), (4,)]
     assert all(torch.equal(cut, whole[5:]) for cut, whole in zip(joined([part]), joined([one]), strict=True))
@@ -260,7 +260,7 @@ def test_images_that_stop_leave_the_bits_of_the_others() -> None:
     fields = {"name": "evolution", "generations": [12], "strength": [0.3], "boost": [5], "blur_passes": [1], "noise_rows": 512}
     free, bound = (
         search_examples(
-            SearchPlan(strategy=STRATEGIES.build(table), layers=[0], seed=1, round=0, input_noise=0.1, from_network=False, tile_examples=8),
+            SearchPlan(strategy=STRATEGIES.build(table), layers=[0], seed=1, round=0, input_noise=0.1, from_network=False, micro_batch=8),
             network,
             data.train,
             first=0,

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 def test_the_peak_stays_within_the_budget_as_images_and_population_grow() -> None:
     """Measured; and a tile sixteen times the one chosen exceeds it, so the budget is not met by chance."""
-    configs = [(of(strategy, tile_examples="auto"), images) for strategy, images in CASES.values()]
+    configs = [(of(strategy, micro_batch="auto"), images) for strategy, images in CASES.values()]
     cases = [
         {"image": [1, 16, 16], "images": images, "network": dict(config.network), "search": config.search.model_dump()}
         for config, images in configs
@@ -73,14 +73,14 @@ def tile(config: RunConfig) -> int:
 
 def test_the_tile_is_the_power_of_two_that_fits() -> None:
     budgets = [80, 120, 200, 300]
-    tiles = [tile(of(evolution(96), tile_examples="auto", memory_mb=budget)) for budget in budgets]
+    tiles = [tile(of(evolution(96), micro_batch="auto", memory_mb=budget)) for budget in budgets]
     assert tiles == sorted(tiles) and len(set(tiles)) == 4
     for budget, chosen in zip(budgets, tiles, strict=True):
         need = search_memory(of(evolution(96)), DATA, STRATEGIES.build(evolution(96))).need
         assert need(chosen) <= budget * MB < need(2 * chosen)
         assert chosen & (chosen - 1) == 0
     assert SearchMemory(fixed=10, per_example=4).most(9) == 0
-    assert tile(of(evolution(), tile_examples="auto", memory_mb=10**6)) == AUTO_EXAMPLES
+    assert tile(of(evolution(), micro_batch="auto", memory_mb=10**6)) == AUTO_EXAMPLES
 
 
 def test_a_learned_network_has_the_tile_of_the_deeper_of_the_two() -> None:
@@ -94,10 +94,10 @@ def test_a_learned_network_has_the_tile_of_the_deeper_of_the_two() -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ({"tile_examples": "auto", "memory_mb": 40}, r"search\.memory_mb: one image at a time need \d+ MB, and the budget is 40 MB; raise"),
+        ({"micro_batch": "auto", "memory_mb": 40}, r"search\.memory_mb: one image at a time need \d+ MB, and the budget is 40 MB; raise"),
         (
-            {"tile_examples": 4096},
-            r"search\.tile_examples = 4096 images at a time need [\d,]+ MB, and the budget is 100 MB; lower it to \d+ or",
+            {"micro_batch": 4096},
+            r"search\.micro_batch = 4096 images at a time need [\d,]+ MB, and the budget is 100 MB; lower it to \d+ or",
         ),
     ],
 )
@@ -107,8 +107,8 @@ def test_what_does_not_fit_is_refused_with_need_and_budget(search: dict[str, Any
 
 
 def test_the_budget_is_part_of_the_search_where_it_chooses_the_tile() -> None:
-    chosen = [search_digest(of(evolution(), tile_examples="auto", memory_mb=budget)) for budget in (100, 200)]
-    given = [search_digest(of(evolution(), tile_examples=8, memory_mb=budget)) for budget in (100, 200)]
+    chosen = [search_digest(of(evolution(), micro_batch="auto", memory_mb=budget)) for budget in (100, 200)]
+    given = [search_digest(of(evolution(), micro_batch=8, memory_mb=budget)) for budget in (100, 200)]
     assert chosen[0] != chosen[1]
     assert given[0] == given[1]
 
@@ -181,4 +181,4 @@ SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
 def test_every_configuration_fits_its_budget(path: Path) -> None:
     config = load_config(path)
     data = made_up_data(SHAPES.get(config.dataset["name"], (3, 32, 32)), classes=10)
-    assert tile_of(config, data, STRATEGIES.build(config.search.strategy)) == config.search.tile_examples
+    assert tile_of(config, data, STRATEGIES.build(config.search.strategy)) == config.search.micro_batch

@@ -56,7 +56,7 @@ def of_block_0(strategy: object, *, count: int = 32, from_network: bool = True) 
         round=0,
         input_noise=0.1,
         from_network=from_network,
-        tile_examples=count,
+        micro_batch=count,
     )
 
 

@@ -66,7 +66,7 @@ def _gpu(dataset: Table, *, depth: int, epochs: int, strength: list[float]) -> T
             "layers": [0, 1, 2, "logits"],
             "network": {"convolutions": 2, "batchnorm": "running"},
             "calibration_examples": 2000,
-            "tile_examples": 16,
+            "micro_batch": 16,
             "memory_mb": 32768,
             "strategy": {
                 "name": "evolution",

@@ -35,7 +35,7 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     parts = {section: dump[section] for section in sections}
     # Where the data lie does not matter: the dataset digest tells which they are.
     parts["dataset"] = {key: value for key, value in parts["dataset"].items() if key not in ("root", "download")}
-    if parts["search"]["tile_examples"] != "auto":
+    if parts["search"]["micro_batch"] != "auto":
         # A budget that chooses nothing changes no result.
         parts["search"] = {key: value for key, value in parts["search"].items() if key != "memory_mb"}
     if "learn" in parts:

@@ -40,7 +40,7 @@ class SearchConfig(Section):
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise on the inputs of the initial population, in standard deviations of the channel."""
-    tile_examples: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
     """Examples computed together (a micro-batch); `"auto"`: as many as `memory_mb` leaves room for. Results depend on the number in the
     last bits, on the shard size never."""
     memory_mb: int = Field(default=2048, ge=1)
