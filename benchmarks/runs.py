@@ -125,5 +125,11 @@ def write_json(path: Path | None, rows: Sequence[Any]) -> None:
     if path is None:
         return
     machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count(), "python": platform.python_version()}
-    document = {"command": " ".join(sys.argv), "machine": machine, "rows": [row if isinstance(row, dict) else asdict(row) for row in rows]}
+    program = Path(sys.argv[0]).resolve()
+    inside = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program
+    document = {
+        "command": " ".join(["python", str(inside), *sys.argv[1:]]),
+        "machine": machine,
+        "rows": [row if isinstance(row, dict) else asdict(row) for row in rows],
+    }
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -31,6 +31,7 @@ from benchmarks.search_speed_loops import floor, plain_loop, repsearch
 from benchmarks.search_speed_problem import Problem, make_problem
 from benchmarks.search_speed_steps import shares
 from repsearch.config.schema import SearchConfig
+from repsearch.serving.threads import thread_environment
 
 Row = Callable[[Problem], int]
 PEERS = ("evosax", "evotorch")
@@ -40,6 +41,10 @@ INSTALL = "python -m pip install 'repsearch[peers]'"
 def main() -> None:
     """Run the benchmark."""
     options = _arguments()
+    wanted = thread_environment(options.threads)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        # All rows run with what a searcher's process is started with, which has to be set before torch is loaded.
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.search_speed", *sys.argv[1:]], {**os.environ, **wanted})
     _limit(options.threads)
     if options.scaling:
         from benchmarks.search_speed_scaling import scaling

@@ -25,7 +25,7 @@ def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: 
     count = plan.strategy.starts(0)
     noisy = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, count, index_T, replicate=replicate)).flatten(0, 1)
     # In pieces whose intermediate maps fit a core's cache: on a CPU half as long as all at once.
-    pieces = noisy.split(INPUTS_AT_A_TIME)
+    pieces = torch.split(noisy, INPUTS_AT_A_TIME)
     starts = torch.cat([search_form(network, layer, run_layers(network, -1, layer, network.stem(piece))) for piece in pieces])
     return starts.reshape(len(images_TCHW), count, *starts.shape[1:])
 

@@ -22,6 +22,7 @@ from repsearch.errors import KINDS
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import framing, logs
 from repsearch.serving.table import Table
+from repsearch.serving.threads import thread_environment
 
 CANCEL_S = 10.0  # a job has this long to reach a safe point after its cancellation
 RESTART_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # wait before the n-th start in a row that failed
@@ -57,9 +58,8 @@ class Options:
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment with its import path and the thread limits of the numerical libraries."""
-        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         # -P keeps whatever folder we were started in from shadowing packages; what we can import ourselves stays importable.
-        return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        return {**os.environ, **thread_environment(self.threads), "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
 class Process:
