@@ -57,6 +57,10 @@ class _Found:
     solved: Mapping[str, float]
 
 
+LEAST_SHARE = 0.01
+"""Of the images, before the time left is told: what starts up, such as the compiler of the search loops, would be taken for the pace."""
+
+
 class LiveSearch:
     """Merges what the searchers report of the `total` images of a phase and hands it on.
 
@@ -124,7 +128,7 @@ class LiveSearch:
             cross_entropy={layer: curve[-1] for layer, curve in curves.items()},
             solved={layer: float(share) for layer, share in solved.items()},
             evaluations_per_s=sum(progress.search.evaluations for progress in self._newest.values()) / seconds,
-            seconds_left=left * seconds / here if here else None,
+            seconds_left=left * seconds / here if here >= LEAST_SHARE * self._total else None,
         )
 
     def _tell(self) -> None:
