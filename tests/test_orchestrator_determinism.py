@@ -49,6 +49,7 @@ def test_two_searcher_daemons_and_other_shards_give_the_same_bits(reference: Pat
     assert same(reference, runs / "two")
 
 
+@pytest.mark.slow
 def test_a_run_repeats_and_another_seed_differs(reference: Path, tmp_path: Path) -> None:
     config = str(write_config(tmp_path))
     complete("run", config, "--name", "again", folder=tmp_path)

@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ...
     return learned(folder / "runs/tiny-1")
 
 
+@pytest.mark.slow
 def test_killed_one_after_the_other(tmp_path: Path, undisturbed: list[tuple[str, ...]]) -> None:
     run = tmp_path / "runs/tiny-1"
     with orchestrator("run", str(write_config(tmp_path)), folder=tmp_path) as process:

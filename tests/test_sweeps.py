@@ -211,6 +211,7 @@ prune = true
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_real_runs(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(CONFIG)
     folder = tmp_path / "runs" / "tiny-sweep-1"
