@@ -173,6 +173,9 @@ def _check_search(config: RunConfig, shapes: tuple[Shape, ...], data: Data) -> t
     tile_of(config, data, strategy)
     searches = 1 if strategy.traits.several else config.search.searches_per_example
     counted = searches * sum(strategy.evaluations(position) for position in range(len(layers)))
+    if strategy.traits.chooses and strategy.traits.measured and (config.search.step or config.search.nudge):
+        # A mixed target is another representation than what was evaluated.
+        counted += config.search.searches_per_example * len(layers)
     return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, counted
 
 

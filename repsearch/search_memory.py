@@ -82,20 +82,44 @@ def search_memory(config: RunConfig, data: Data, strategy: Any) -> SearchMemory:
         tables.append(config.network)
     networks = [build_network(table, data, seed=config.run.seed, purpose="searched") for table in tables]
     layers = [layer_number(layer, networks[0].logits_layer) for layer in config.search.layers]
-    needs = [memory_of(strategy, network, layers, data.input_shape, searches=config.search.searches_per_example) for network in networks]
+    search = config.search
+    needs = [
+        memory_of(
+            strategy,
+            network,
+            layers,
+            data.input_shape,
+            searches=search.searches_per_example,
+            chained=search.below == "found",
+            mixed=search.step is not None or search.nudge is not None,
+        )
+        for network in networks
+    ]
     return SearchMemory(fixed=max(need.fixed for need in needs), per_example=max(need.per_example for need in needs))
 
 
-def memory_of(strategy: Any, network: SearchableNetwork, layers: Sequence[int], input_shape: Shape, *, searches: int = 1) -> SearchMemory:
-    """Return what searching `layers` of `network` for images of `input_shape` takes."""
+def memory_of(
+    strategy: Any,
+    network: SearchableNetwork,
+    layers: Sequence[int],
+    input_shape: Shape,
+    *,
+    searches: int = 1,
+    chained: bool = True,
+    mixed: bool = False,
+) -> SearchMemory:
+    """Return what searching `layers` of `network` for images of `input_shape` takes; `chained`, `mixed`: see `searcher.plan.SearchPlan`."""
     check_runs_alone(network)
     several = searches if strategy.traits.several else 1
-    parts = [_Part.of(strategy, network, layers, position, input_shape, several) for position in range(len(layers))]
+    parts = [_Part.of(strategy, network, layers, position, input_shape, several, chained) for position in range(len(layers))]
     shared = [part.footprint.shared for part in parts]
     # While a table is made, or grows by the room for parents, a copy of it is there too.
     fixed = 2 * bytes_held(network) + sum(shared) + 2 * max(shared)
     # Results of the layers done, once more where several searches are laid side by side.
     kept = sum(part.kept for part in parts) * (2 * searches if searches > several else 1)
+    if mixed:
+        # Own representation, way and target of one layer, beside what was found.
+        kept += 4 * max(part.kept for part in parts)
     stops = strategy.traits.stops
     resident = math.prod(input_shape) + kept + max(part.resident for part in parts)
     counted = resident * (GROUP_TILES if stops else 1) + max(part.working for part in parts)
@@ -112,16 +136,25 @@ class _Part:
     working: int
 
     @classmethod
-    def of(cls, strategy: Any, network: SearchableNetwork, layers: Sequence[int], position: int, input_shape: Shape, results: int) -> _Part:
-        layer, below = layers[position], layers[position - 1] if position else -1
+    def of(
+        cls,
+        strategy: Any,
+        network: SearchableNetwork,
+        layers: Sequence[int],
+        position: int,
+        input_shape: Shape,
+        results: int,
+        chained: bool,
+    ) -> _Part:
+        layer, below = layers[position], layers[position - 1] if position and chained else -1
         shape = network.layer_shape(layer)
         size = math.prod(shape) * FLOAT_BYTES
         found = footprint_of(strategy, position, shape, classes=network.classes, results=results)
-        if position:
+        if position and chained:
             starts = footprint_of(strategy, position - 1, network.layer_shape(below), classes=network.classes, results=results).seeds
             noise = 0
         else:
-            starts, noise = strategy.starts(0), _NOISE_COPIES * math.prod(input_shape) * FLOAT_BYTES
+            starts, noise = strategy.starts(position), _NOISE_COPIES * math.prod(input_shape) * FLOAT_BYTES
         starting = starts * (bytes_below(network, below, layer, input_shape) + noise + size)
         above = bytes_above(network, layer, gradient=strategy.traits.needs_gradient)
         overhead = _INDEX_BYTES * groups_of(shape)[0] + 16 * network.classes

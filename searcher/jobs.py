@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from repsearch.config import LOGITS, RunConfig, search_digest
+from repsearch.config import LOGITS, RunConfig, SearchConfig, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError, DaemonError
@@ -22,6 +22,7 @@ from repsearch.rpc.v1 import jobs_pb2
 from repsearch.search_memory import tile_of
 from repsearch.serving import JobContext, JobResult
 from searcher.kernels.evolution import with_kernels
+from searcher.mixing import Mix
 from searcher.reports import Reports
 from searcher.search import Piece, SearchPlan, SearchProgress, search_pieces
 from searcher.writing import Background
@@ -90,9 +91,18 @@ def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: 
         input_noise=config.search.input_noise,
         from_network=trained and config.search.start == "network",
         micro_batch=_tile(config.model_dump_json(), data.digest),
+        chained=config.search.below == "found",
+        mix=_mix(config.search),
         searches=config.search.searches_per_example,
         compiled=config.search.compiled,
     )
+
+
+def _mix(search: SearchConfig) -> Mix | None:
+    """Return how targets are mixed with the network's own representation."""
+    if search.step is not None:
+        return Mix("step", search.step)
+    return Mix("nudge", search.nudge) if search.nudge is not None else None
 
 
 @lru_cache(maxsize=8)

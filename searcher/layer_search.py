@@ -23,7 +23,9 @@ from repsearch.networks.base import SearchableNetwork, layer_name
 from repsearch.seeding import seed_of
 from searcher.compiled import CompiledSearch, compiled_search
 from searcher.evaluating import evaluate, evaluate_with_gradient, require_finite
+from searcher.mixing import Mix
 from searcher.plan import Group, SearchPlan
+from searcher.starting import search_form
 from searcher.strategies.base import Best, SearchLayer
 
 
@@ -94,11 +96,25 @@ def search_layer(
         result = _by_loops(compiled, plan, starts_WTSX, group, replicate, name, on_generation)
     else:
         result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate, on_generation)
-    if not strategy.traits.measured:
+    if plan.mix is not None:
+        result = _mixed(plan.mix, network, number, starts_WTSX[:, :, 0], result)
+    if plan.mix is not None or not strategy.traits.measured:
         W = len(group.index_WT)
         result.fitness[-1] = torch.stack([evaluate(network, number, result.targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
         result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
     return result if strategy.traits.chooses else replace(result, evaluations=0)
+
+
+def _mixed(mix: Mix, network: SearchableNetwork, number: int, own_WTX: Tensor, found: LayerResult) -> LayerResult:
+    """Return what was found with its targets, and the first of the seeds, mixed with the own representations."""
+    targets = [
+        search_form(network, number, mix.target(own_TX, found_TRX).flatten(0, 1)).view_as(found_TRX)
+        for own_TX, found_TRX in zip(own_WTX, found.targets_WTRX, strict=True)
+    ]
+    targets_WTRX = torch.stack(targets)
+    # The layer is frozen at its result, which therefore is the first seed.
+    seeds_WTSX = torch.cat([targets_WTRX[:, :, :1], found.seeds_WTSX[:, :, 1:]], dim=2)
+    return replace(found, targets_WTRX=targets_WTRX, seeds_WTSX=seeds_WTSX)
 
 
 def _by_loops(

@@ -12,6 +12,7 @@ from torch import Tensor
 from repsearch.datasets.base import Split
 from repsearch.search_memory import GROUP_TILES
 from repsearch.seeding import keys_of, seed_of
+from searcher.mixing import Mix
 from searcher.strategies.base import SearchStrategy
 
 
@@ -21,6 +22,8 @@ class SearchPlan:
 
     layers: search layers in order: block numbers, then `len(network.blocks)` for the logits.
     from_network: start around the network's own representations instead of noisy inputs.
+    chained: a layer stands on what was found at the layer before; else every layer starts from the network's own representation.
+    mix: how targets are mixed with the network's own representation; None: they are what was found.
     searches: results per example.
     compiled: use compiled loops where there are some for strategy, network and device (`searcher.compiled`).
     """
@@ -32,6 +35,8 @@ class SearchPlan:
     input_noise: float
     from_network: bool
     micro_batch: int
+    chained: bool = True
+    mix: Mix | None = None
     searches: int = 1
     compiled: bool = True
 

@@ -25,7 +25,7 @@ from searcher.evaluation_network import evaluation_network
 from searcher.layer_search import LayerResult, search_layer
 from searcher.normal import standard_normal
 from searcher.plan import Group, SearchPlan, groups_of
-from searcher.starting import first_candidates, input_noise, next_candidates
+from searcher.starting import input_noise, next_candidates, own_candidates
 
 __all__ = ["SearchPlan", "SearchProgress", "SearchResult", "evaluate", "input_noise", "search_examples", "standard_normal"]
 
@@ -170,12 +170,16 @@ class Steps:
 
 def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int, steps: Steps) -> list[LayerResult]:
     results: list[LayerResult] = []
+    tiles = zip(group.images_WTCHW, group.index_WT, strict=True)
+    own = [own_candidates(plan, network, images, index, replicate=replicate) for images, index in tiles]
     for position, layer in enumerate(plan.layers):
-        if results:
+        if results and plan.chained:
             starts = [next_candidates(network, plan.layers[position - 1], layer, seeds_TSX) for seeds_TSX in results[-1].seeds_WTSX]
         else:
-            tiles = zip(group.images_WTCHW, group.index_WT, strict=True)
-            starts = [first_candidates(plan, network, images, index, replicate=replicate) for images, index in tiles]
+            starts = [next(candidates) for candidates in own]
+            if plan.chained:
+                # They hold what they have computed for layers that are not asked for.
+                own.clear()
         over = steps.of_layer(position)
         results.append(search_layer(plan, network, position, torch.stack(starts), group, replicate=replicate, on_generation=over))
     return results

@@ -5,6 +5,8 @@ Shapes: T examples of a tile; S starting candidates; X a representation's own sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -18,16 +20,26 @@ INPUTS_AT_A_TIME = 48
 
 def first_candidates(plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, index_T: Tensor, *, replicate: int = 0) -> Tensor:
     """Return (T, S, ...) at the first search layer: the network's own representation, or that of noisy inputs (the first without noise)."""
-    layer = plan.layers[0]
+    return next(own_candidates(plan, network, images_TCHW, index_T, replicate=replicate))
+
+
+def own_candidates(
+    plan: SearchPlan, network: SearchableNetwork, images_TCHW: Tensor, index_T: Tensor, *, replicate: int = 0
+) -> Iterator[Tensor]:
+    """Yield (T, S, ...) at each search layer in turn, of the same inputs; every block runs once. See `first_candidates`."""
     inputs_TCHW = network.prepare(images_TCHW)
+    counts = [1 if plan.from_network else plan.strategy.starts(position) for position in range(len(plan.layers) if not plan.chained else 1)]
     if plan.from_network:
-        return search_form(network, layer, run_layers(network, -1, layer, network.stem(inputs_TCHW)))[:, None]
-    count = plan.strategy.starts(0)
-    noisy = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, count, index_T, replicate=replicate)).flatten(0, 1)
+        inputs = inputs_TCHW
+    else:
+        inputs = (inputs_TCHW[:, None] + input_noise(plan, inputs_TCHW, max(counts), index_T, replicate=replicate)).flatten(0, 1)
     # In pieces whose intermediate maps fit a core's cache: on a CPU half as long as all at once.
-    pieces = torch.split(noisy, INPUTS_AT_A_TIME)
-    starts = torch.cat([search_form(network, layer, run_layers(network, -1, layer, network.stem(piece))) for piece in pieces])
-    return starts.reshape(len(images_TCHW), count, *starts.shape[1:])
+    pieces = [inputs] if plan.from_network else list(torch.split(inputs, INPUTS_AT_A_TIME))
+    below, reached = [network.stem(piece) for piece in pieces], -1
+    for layer, count in zip(plan.layers, counts, strict=False):
+        below, reached = [run_layers(network, reached, layer, piece) for piece in below], layer
+        starts = torch.cat([search_form(network, layer, piece) for piece in below])
+        yield starts.reshape(len(images_TCHW), -1, *starts.shape[1:])[:, :count]
 
 
 def next_candidates(network: SearchableNetwork, below: int, layer: int, seeds_TSX: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from repsearch.config.schema import RunConfig
 
 _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
+_ADDED = {"search": {"below": "found", "step": None, "nudge": None}}
+"""Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
 _KEPT = ("keep_checkpoints", "snapshots")
 """Fields of `learn` that say what is kept of it, not what is learned."""
 
@@ -38,6 +40,9 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     if parts["search"]["micro_batch"] != "auto":
         # A budget that chooses nothing changes no result.
         parts["search"] = {key: value for key, value in parts["search"].items() if key != "memory_mb"}
+    for section, added in _ADDED.items():
+        if section in parts:
+            parts[section] = {key: value for key, value in parts[section].items() if key not in added or value != added[key]}
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
     return json_digest({"seed": config.run.seed, **parts})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LOGITS: Literal["logits"] = "logits"
 """Name of the last search layer: the output of the head."""
@@ -36,6 +36,14 @@ class SearchConfig(Section):
     start: Literal["fresh", "network"] = "fresh"
     """Initial population on a learned network: around noisy inputs, or around the network's own representations.
     An untrained network is always searched from noisy inputs."""
+    below: Literal["found", "own"] = "found"
+    """What a search layer stands on: what was found at the search layer before, or the network's own representations, so that layers are
+    searched independently of one another."""
+    step: float | None = Field(default=None, gt=0, le=10)
+    """Targets mixed with the network's own representation h: h + step * (found - h), normalised. None: what was found."""
+    nudge: float | None = Field(default=None, gt=0, le=100)
+    """Targets that lie a fixed way from the network's own representation h, whatever the fitness: h + nudge * rms(h) * d, normalised,
+    where d is found - h brought to a root mean square of 1. None: what was found."""
     network: PluginTable = Field(default_factory=dict)
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
@@ -63,6 +71,12 @@ class SearchConfig(Section):
         if twice:
             raise ValueError(f"layer {twice[0]!r} is given twice; name each search layer once")
         return layers
+
+    @model_validator(mode="after")
+    def _one_mix(self) -> Self:
+        if self.step is not None and self.nudge is not None:
+            raise ValueError(f"step {self.step} and nudge {self.nudge} are two ways to mix a target; leave one of them out")
+        return self
 
 
 class LearnConfig(Section):
