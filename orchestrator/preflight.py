@@ -14,6 +14,7 @@ from orchestrator.runs import check_root, run_root
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, OBJECTIVES, POLICIES, STRATEGIES
+from repsearch.windows import Window, evaluated, windows_of
 
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
@@ -46,8 +47,8 @@ class Preflight:
         return {"search": search_digest(self.config), "learn": learn_digest(self.config), "dataset": self.dataset["digest"]}
 
     def shards(self) -> list[tuple[int, int]]:
-        """(first example, number of examples) of each shard."""
-        return shards_of(self.dataset["train"], self.config.searcher.shard_examples)
+        """(first example, number of examples) of each shard of round 0."""
+        return shards_of(windows_of(self.config, self.dataset["train"]).of(0), self.config.searcher.shard_examples)
 
     def plans(self) -> list[RoundPlan]:
         """The rounds that the policy plans."""
@@ -75,7 +76,27 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     layers, evaluations = _check_search(config, shapes, data) if policy.searches else ({}, None)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
+    check_windows(config, len(data.train))
     return Preflight(config=config, dataset=_facts(config, data), layers=layers, evaluations=evaluations)
+
+
+def check_windows(config: RunConfig, examples: int) -> None:
+    """Raise `ConfigError` where windows, learning that goes on, or measuring now and then does not fit the rest of `config`."""
+    size, learn = config.rounds.examples_per_round, config.learn
+    if size is not None and size > examples:
+        raise ConfigError(f"rounds.examples_per_round: {size} is more than the {examples} training examples; lower it, or leave it out")
+    if size is not None and learn.batch_size > size:
+        raise ConfigError(f"learn.batch_size: {learn.batch_size} is more than the {size} examples of a round; lower it")
+    if size is not None and examples % size == 1:
+        raise ConfigError(
+            f"rounds.examples_per_round: of {examples} training examples in windows of {size}, the last is of a single one, from which "
+            "nothing can be learned; choose another size"
+        )
+    choosing = [name for name, wanted in (('keep = "best"', learn.keep == "best"), ("patience", learn.patience is not None)) if wanted]
+    if choosing and learn.start == "continue":
+        raise ConfigError(f'learn.{choosing[0]}: learning that goes on from round to round (learn.start = "continue") keeps its last epoch')
+    if choosing and not all(evaluated(config, examples, round) for round in range(config.rounds.count)):
+        raise ConfigError(f"learn.{choosing[0]}: needs every round measured on validation; set rounds.evaluate_every = 1, or leave it out")
 
 
 def make_policy(config: RunConfig) -> RoundPolicy:
@@ -84,9 +105,10 @@ def make_policy(config: RunConfig) -> RoundPolicy:
     return policy
 
 
-def shards_of(examples: int, size: int) -> list[tuple[int, int]]:
-    """Return (first, count) of each shard of `size` examples; the last one may be smaller."""
-    return [(first, min(size, examples - first)) for first in range(0, examples, size)]
+def shards_of(window: Window, size: int) -> list[tuple[int, int]]:
+    """Return (first, count) of each shard of `size` examples of a window; the last one may be smaller."""
+    end = window.first + window.count
+    return [(first, min(size, end - first)) for first in range(window.first, end, size)]
 
 
 def library_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from orchestrator.runs import Run
 from orchestrator.scheduling import Daemon
 from orchestrator.tracking import Tracker
 from repsearch.rpc.v1 import jobs_pb2
+from repsearch.windows import Windows, evaluated, windows_of
 from store import Reference, Store
 
 
@@ -71,6 +72,15 @@ class Work:
     fleet: Fleet
     layers: Sequence[str]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def windows(self) -> Windows:
+        """The examples of each round."""
+        return windows_of(self.run.config, self.run.dataset["train"])
+
+    def evaluated(self, round: int) -> bool:
+        """Whether the network of `round` is measured on validation and test."""
+        return evaluated(self.run.config, self.run.dataset["train"], round)
 
     def request(self, daemon: Daemon, *parts: str | int, **spec: Any) -> jobs_pb2.StartRequest:
         """Return a request for `daemon`, identified by run, term and `parts`; `spec` is one of the request's specs, by name."""

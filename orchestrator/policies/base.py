@@ -53,4 +53,4 @@ class RoundPolicy(Protocol):
 
 def warm_round(number: int, config: RunConfig) -> int | None:
     """Return the round that round `number` goes on learning from under `learn.start`."""
-    return number - 1 if number > 0 and config.learn.start == "warm" else None
+    return number - 1 if number > 0 and config.learn.start != "fresh" else None
