@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+CHANGES_LENGTH = 120
+"""Characters of a round's changes that a dry run prints."""
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the name of a run under runs/.")]
 JobsOption = Annotated[int, typer.Option("--jobs", help="Runs at a time, each on local daemons of its own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -310,6 +312,7 @@ def _print_plan(console: Console, name: str, preflight: Any) -> None:
         f"{plan.round}: "
         + (f"search the {_source(plan.searched_round)}, " if plan.search else "")
         + f"learn {plan.epochs} epochs from {_start(plan.warm_round)}"
+        + _changed(preflight, plan)
         for plan in preflight.plans()
     ]
     fields = {
@@ -328,6 +331,14 @@ def _print_plan(console: Console, name: str, preflight: Any) -> None:
     console.print("dry run: nothing was started or written")
 
 
+def _changed(preflight: Any, plan: Any) -> str:
+    if not plan.changes:
+        return ""
+    text = json.dumps(plan.changes)
+    text = text if len(text) <= CHANGES_LENGTH else text[:CHANGES_LENGTH] + " ..."
+    return f", with search {text}: {preflight.evaluations_of(plan)} evaluations per image"
+
+
 def _source(round: int | None) -> str:
     return "untrained network" if round is None else f"network of round {round}"
 
@@ -341,6 +352,8 @@ def _print_result(console: Console, finished: Finished) -> None:
     from orchestrator.tracking import tracking_uri
 
     print_table(console, rounds_table(finished.reports, finished.baseline))
+    if finished.reports and finished.reports[-1].ended:
+        print(f"ended: {finished.reports[-1].ended}")
     print(f"run: {finished.run.folder}")
     tracking = finished.run.config.tracking
     if tracking.enabled:

@@ -13,7 +13,8 @@ from orchestrator import interrupts
 from orchestrator.daemons import Fleet, check_fleet, connected
 from orchestrator.journal import Journal, last_of_run, read_journal
 from orchestrator.local import LocalDaemons, local_specs
-from orchestrator.preflight import Preflight, check_run, library_versions
+from orchestrator.policies import RoundPlan, make_policy
+from orchestrator.preflight import Preflight, check_run, library_versions, planned
 from orchestrator.progress import Display
 from orchestrator.report import RoundReport
 from orchestrator.rounds import load_reports, run_rounds
@@ -22,7 +23,6 @@ from orchestrator.tracking import MlflowTracker, NoTracker, Tracker, tracking_ur
 from orchestrator.work import RunLog, Work
 from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import DatasetError, RepSearchError
-from repsearch.windows import windows_of
 from store import open_store
 
 TRACKER_CLOSE_S = 60.0
@@ -55,31 +55,28 @@ def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
     config = load_config(path, overrides)
     chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline)
     main = check_run(config)
-    return Prepared(chosen, path.read_bytes(), main, _baseline_of(main))
+    baseline = replace(main, config=baseline_config(config), layers={}, evaluations=None) if config.run.baseline else None
+    return Prepared(chosen, path.read_bytes(), main, baseline)
 
 
-def baseline_config(config: RunConfig, examples: int) -> RunConfig:
-    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search.
-
-    examples: in the training set.
-    """
+def baseline_config(config: RunConfig) -> RunConfig:
+    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search."""
     table = config.model_dump(mode="json")
     table["run"]["baseline"] = False
     table["learn"]["objective"] = "cross_entropy"
-    # Rounds that start afresh each have the epochs of one; rounds that go on from one another add up.
-    if config.learn.start != "fresh":
-        passes = config.rounds.count * windows_of(config, examples).size / examples
-        table["learn"]["epochs"] = max(1, round(config.learn.epochs * passes))
+    table["learn"]["epochs"] = _epochs_of_last(planned(make_policy(config), config))
     table["learn"]["start"] = "fresh"
     table["rounds"] = {"policy": "learn_only", "count": 1}
     return parse_config(table)
 
 
-def _baseline_of(main: Preflight) -> Preflight | None:
-    """Return what is checked of the baseline of a run, if it is to have one."""
-    if not main.config.run.baseline:
-        return None
-    return replace(main, config=baseline_config(main.config, main.dataset["train"]), layers={}, evaluations=None)
+def _epochs_of_last(plans: Sequence[RoundPlan]) -> int:
+    """Return the epochs that made the last network: those of its round, and of the rounds that it went on from."""
+    plan, epochs = plans[-1], plans[-1].epochs
+    while plan.warm_round is not None:
+        plan = plans[plan.warm_round]
+        epochs += plan.epochs
+    return epochs
 
 
 def start(prepared: Prepared, display: Display) -> Finished:
@@ -110,7 +107,7 @@ def resume(folder: Path, display: Display) -> Finished:
         main = check_run(run.config)
         check_same_data(run, main)
         save_run(run)
-        baseline = _baseline_of(main)
+        baseline = replace(main, config=baseline_config(run.config), layers={}, evaluations=None) if run.config.run.baseline else None
         with daemons(main, display) as fleet:
             check_fleet(run, fleet)
             display.message(f"resuming run {run.name} in {run.folder}, term {run.term}")

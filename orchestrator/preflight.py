@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import repsearch
-from orchestrator.policies import RoundPlan, RoundPolicy
+from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, variants_of
+from orchestrator.report import RoundReport, imagined
 from orchestrator.runs import check_root, run_root
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
-from repsearch.families import NETWORKS, OBJECTIVES, POLICIES, STRATEGIES
-from repsearch.windows import Window, evaluated, windows_of
+from repsearch.families import NETWORKS, OBJECTIVES, STRATEGIES
 
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
@@ -47,16 +48,16 @@ class Preflight:
         return {"search": search_digest(self.config), "learn": learn_digest(self.config), "dataset": self.dataset["digest"]}
 
     def shards(self) -> list[tuple[int, int]]:
-        """(first example, number of examples) of each shard of round 0."""
-        return shards_of(windows_of(self.config, self.dataset["train"]).of(0), self.config.searcher.shard_examples)
+        """(first example, number of examples) of each shard."""
+        return shards_of(self.dataset["train"], self.config.searcher.shard_examples)
 
     def plans(self) -> list[RoundPlan]:
-        """The rounds that the policy plans."""
-        # A policy may read reports; those of a dry run are not there, so plan as far as numbers of rounds alone take it.
-        policy, plans = make_policy(self.config), list[RoundPlan]()
-        while (plan := policy.next(plans, self.config)) is not None:  # type: ignore[arg-type]
-            plans.append(plan)
-        return plans
+        """The rounds that the policy plans if every one is better than the one before and takes no time."""
+        return planned(make_policy(self.config), self.config)
+
+    def evaluations_of(self, plan: RoundPlan) -> int | None:
+        """Candidate evaluations per example of a round's search; None if the strategy does not say."""
+        return _evaluations(plan.config(self.config)) if plan.changes and self.searches else self.evaluations
 
 
 def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
@@ -74,41 +75,25 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     shapes = _check_networks(config, data)
     _check_reading(config, policy, len(shapes))
     layers, evaluations = _check_search(config, shapes, data) if policy.searches else ({}, None)
+    _check_changes(config, policy, shapes, data)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
-    check_windows(config, len(data.train))
     return Preflight(config=config, dataset=_facts(config, data), layers=layers, evaluations=evaluations)
 
 
-def check_windows(config: RunConfig, examples: int) -> None:
-    """Raise `ConfigError` where windows, learning that goes on, or measuring now and then does not fit the rest of `config`."""
-    size, learn = config.rounds.examples_per_round, config.learn
-    if size is not None and size > examples:
-        raise ConfigError(f"rounds.examples_per_round: {size} is more than the {examples} training examples; lower it, or leave it out")
-    if size is not None and learn.batch_size > size:
-        raise ConfigError(f"learn.batch_size: {learn.batch_size} is more than the {size} examples of a round; lower it")
-    if size is not None and examples % size == 1:
-        raise ConfigError(
-            f"rounds.examples_per_round: of {examples} training examples in windows of {size}, the last is of a single one, from which "
-            "nothing can be learned; choose another size"
-        )
-    choosing = [name for name, wanted in (('keep = "best"', learn.keep == "best"), ("patience", learn.patience is not None)) if wanted]
-    if choosing and learn.start == "continue":
-        raise ConfigError(f'learn.{choosing[0]}: learning that goes on from round to round (learn.start = "continue") keeps its last epoch')
-    if choosing and not all(evaluated(config, examples, round) for round in range(config.rounds.count)):
-        raise ConfigError(f"learn.{choosing[0]}: needs every round measured on validation; set rounds.evaluate_every = 1, or leave it out")
+def planned(policy: RoundPolicy, config: RunConfig) -> list[RoundPlan]:
+    """Return the rounds that `policy` plans if every one is better than the one before and takes no time."""
+    plans, reports = list[RoundPlan](), list[RoundReport]()
+    while (plan := policy.next(reports, config)) is not None:
+        plans.append(plan)
+        evaluations = _evaluations(plan.config(config)) if plan.search else 0
+        reports.append(imagined(plan.round, evaluations))
+    return plans
 
 
-def make_policy(config: RunConfig) -> RoundPolicy:
-    """Return the round policy of `config`."""
-    policy: RoundPolicy = POLICIES.build(config.rounds.policy, at="rounds.policy")
-    return policy
-
-
-def shards_of(window: Window, size: int) -> list[tuple[int, int]]:
-    """Return (first, count) of each shard of `size` examples of a window; the last one may be smaller."""
-    end = window.first + window.count
-    return [(first, min(size, end - first)) for first in range(window.first, end, size)]
+def shards_of(examples: int, size: int) -> list[tuple[int, int]]:
+    """Return (first, count) of each shard of `size` examples; the last one may be smaller."""
+    return [(first, min(size, examples - first)) for first in range(0, examples, size)]
 
 
 def library_versions() -> dict[str, str]:
@@ -193,12 +178,36 @@ def _check_search(config: RunConfig, shapes: tuple[Shape, ...], data: Data) -> t
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
     tile_of(config, data, strategy)
+    return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, _evaluations(config)
+
+
+def _evaluations(config: RunConfig) -> int:
+    """Return the candidate evaluations per example of a search."""
+    strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     searches = 1 if strategy.traits.several else config.search.searches_per_example
-    counted = searches * sum(strategy.evaluations(position) for position in range(len(layers)))
+    counted: int = searches * sum(strategy.evaluations(position) for position in range(len(config.search.layers)))
     if strategy.traits.chooses and strategy.traits.measured and (config.search.step or config.search.nudge):
         # A mixed target is another representation than what was evaluated.
-        counted += config.search.searches_per_example * len(layers)
-    return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, counted
+        counted += config.search.searches_per_example * len(config.search.layers)
+    return counted
+
+
+def _check_changes(config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, ...], data: Data) -> None:
+    """Check every search that a round may have as that of the run was checked."""
+    checked: list[Mapping[str, Any]] = [{}]
+    for plan in planned(policy, config):
+        for each in (plan, *variants_of(policy, plan, config)):
+            if each.changes in checked:
+                continue
+            checked.append(each.changes)
+            try:
+                own = each.config(config)
+                _check_objective(own, policy)
+                _check_targets(own)
+                _check_reading(own, policy, len(shapes))
+                _check_search(own, shapes, data)
+            except ConfigError as error:
+                raise ConfigError(f"round {each.round}, with {json.dumps(each.changes)}: {error}") from None
 
 
 def _check_devices(config: RunConfig) -> None:

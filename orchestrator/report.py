@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from repsearch.errors import StoreError
 
-EVALUATION_METRICS = ("test/accuracy", "test/cross_entropy", "validation/accuracy", "validation/cross_entropy")
-"""The metrics of a round whose network was measured (`rounds.evaluate_every`)."""
-COST_METRICS = (
+ROUND_METRICS = (
+    "test/accuracy",
+    "test/cross_entropy",
+    "validation/accuracy",
+    "validation/cross_entropy",
     "search/evaluations",
     "search/evaluations_per_example",
     "learn/examples",
@@ -22,9 +24,7 @@ COST_METRICS = (
     "seconds/overhead",
     "seconds/round",
 )
-"""The metrics of every round."""
-ROUND_METRICS = (*EVALUATION_METRICS, *COST_METRICS)
-"""The metrics of a round that was measured. One that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
+"""The metrics of every round. A round that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
 
 _SEARCH_METRIC = re.compile(r"search/(?P<layer>[^/]+)/cross_entropy_(?P<when>before|after)")
 _SOLVED_METRIC = re.compile(r"search/[^/]+/solved")
@@ -35,11 +35,13 @@ class RoundReport:
     """The outcome of one round.
 
     policy, strategy, objective: names of the plug-ins.
-    metrics: `COST_METRICS`, all or none of `EVALUATION_METRICS`, and, per search layer, cross-entropy before and after and the share
-        solved; accuracies and shares are fractions, times are in seconds.
+    metrics: `ROUND_METRICS` and, per search layer, cross-entropy before and after and the share solved; accuracies and shares are
+        fractions, times are in seconds.
     searched, learned: references ({"path", "digest"}) of the network searched (None without search) and of the one learned.
     shards: references of the committed shards, in order of their examples.
     attempts: how often each piece of work was started, for example {"search": 4, "learn": 1}.
+    changes: what the round changed of the section `search`; see `RoundPlan`.
+    ended: why no round follows; "" if one does.
     """
 
     round: int
@@ -51,20 +53,16 @@ class RoundReport:
     learned: Mapping[str, str] | None = None
     shards: tuple[Mapping[str, str], ...] = ()
     attempts: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    ended: str = ""
 
     def __post_init__(self) -> None:
-        wanted = ROUND_METRICS if any(name in self.metrics for name in EVALUATION_METRICS) else COST_METRICS
-        missing = [name for name in wanted if name not in self.metrics]
+        missing = [name for name in ROUND_METRICS if name not in self.metrics]
         known = (*ROUND_METRICS, *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)))
         unknown = [name for name in self.metrics if name not in known]
         wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if missing or unknown or wrong:
             raise StoreError(f"report of round {self.round}: missing {missing}, unknown {unknown}, not finite {wrong}")
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether the round's network was measured on validation and test."""
-        return "test/accuracy" in self.metrics
 
     def layers(self) -> list[str]:
         """Names of the search layers, in order of search; [] for a round without search."""
@@ -73,7 +71,7 @@ class RoundReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         document = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        for name in ("metrics", "searched", "learned", "attempts"):
+        for name in ("metrics", "searched", "learned", "attempts", "changes"):
             document[name] = None if document[name] is None else dict(document[name])
         document["shards"] = [dict(shard) for shard in self.shards]
         return document
@@ -88,9 +86,11 @@ class RoundReport:
             raise StoreError(f"not a report of a round: {error}") from None
 
 
-def measured(reports: Sequence[RoundReport]) -> list[RoundReport]:
-    """Return the reports of the rounds that were measured on validation and test."""
-    return [report for report in reports if report.evaluated]
+def imagined(round: int, evaluations: int) -> RoundReport:
+    """Return the report of a round that is not done, for a look ahead: better than the round before, in no time."""
+    metrics = dict.fromkeys(ROUND_METRICS, 0.0)
+    metrics |= {"validation/accuracy": 1 - 1 / (round + 2), "search/evaluations_per_example": float(evaluations)}
+    return RoundReport(round=round, policy="", strategy="", objective="", metrics=metrics)
 
 
 def search_metric(layer: str, when: str) -> str:

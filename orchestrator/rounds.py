@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.learning import LearnRecord, learn_round
-from orchestrator.policies import RoundPlan
-from orchestrator.preflight import make_policy
-from orchestrator.report import EVALUATION_METRICS, RoundReport, search_metric, solved_metric
+from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
+from orchestrator.report import RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
@@ -28,8 +28,8 @@ def run_rounds(work: Work) -> list[RoundReport]:
         else:
             if plan.search and plan.searched_round is None and initial is None:
                 initial = initial_network(work)
-            report = _run_round(work, plan, reports, initial)
-        _prune(work, plan.round)
+            report = _run_round(work, policy, plan, reports, initial)
+        _prune(work.store, plan.round)
         reports.append(report)
     return reports
 
@@ -48,7 +48,7 @@ def load_report(store: Store, round: int) -> RoundReport | None:
     return RoundReport.from_dict(store.read_document(path)["report"]) if document_there(store, path) else None
 
 
-def _run_round(work: Work, plan: RoundPlan, reports: Sequence[RoundReport], initial: Reference | None) -> RoundReport:
+def _run_round(work: Work, policy: RoundPolicy, plan: RoundPlan, reports: Sequence[RoundReport], initial: Reference | None) -> RoundReport:
     start, phases_s = time.monotonic(), work.stopwatch.seconds
     work.log.once("round_started", plan.round, plan=plan.to_dict())
     network = (initial if plan.searched_round is None else learned_by(reports[plan.searched_round])) if plan.search else None
@@ -56,7 +56,8 @@ def _run_round(work: Work, plan: RoundPlan, reports: Sequence[RoundReport], init
     warm = learned_by(reports[plan.warm_round]) if plan.warm_round is not None else None
     learn = learn_round(work, plan, search, warm)
     overhead_s = time.monotonic() - start - (work.stopwatch.seconds - phases_s)
-    report = make_report(work, search, learn, overhead_s)
+    report = make_report(work, plan, search, learn, overhead_s)
+    report = replace(report, ended=reason_of(policy, [*reports, report], work.run.config))
     work.store.write_document(layout.report_document(plan.round), {"report": report.to_dict()}, create=True)
     work.log.once("round_finished", plan.round, report=report.to_dict())
     return report
@@ -68,11 +69,14 @@ def learned_by(report: RoundReport) -> Reference:
     return Reference(report.learned["path"], report.learned["digest"])
 
 
-def make_report(work: Work, search: SearchRecord, learn: LearnRecord, overhead_s: float) -> RoundReport:
+def make_report(work: Work, plan: RoundPlan, search: SearchRecord, learn: LearnRecord, overhead_s: float) -> RoundReport:
     """Return the report of a round; `overhead_s`: wall time of the round that was neither search nor learning."""
-    config, found = work.run.config, learn.attributes
+    config, found = work.config(plan), learn.attributes
     metrics = {
-        **{name: found[name.replace("/", "_")] for name in EVALUATION_METRICS if name.replace("/", "_") in found},
+        "test/accuracy": found["test_accuracy"],
+        "test/cross_entropy": found["test_cross_entropy"],
+        "validation/accuracy": found["validation_accuracy"],
+        "validation/cross_entropy": found["validation_cross_entropy"],
         **{search_metric(layer, "before"): value for layer, value in search.before.items()},
         **{search_metric(layer, "after"): value for layer, value in search.after.items()},
         **{solved_metric(layer): value for layer, value in search.solved.items()},
@@ -93,6 +97,7 @@ def make_report(work: Work, search: SearchRecord, learn: LearnRecord, overhead_s
         searched=search.network,
         learned={"path": learn.network.path, "digest": learn.network.digest},
         shards=tuple({"path": shard["path"], "digest": shard["digest"]} for shard in search.shards),
+        changes=plan.changes,
         attempts={"search": sum(shard["attempt"] for shard in search.shards), "learn": learn.attempt},
     )
 
@@ -108,12 +113,8 @@ def _replay(work: Work, plan: RoundPlan, report: RoundReport) -> None:
     work.log.once("round_finished", plan.round, report=report.to_dict())
 
 
-def _prune(work: Work, round: int) -> None:
-    """Delete the checkpoints of a round that is done, and the learner's state before it, which no round goes on from any more."""
-    store = work.store
-    folders = [layout.checkpoint_folder(round)]
-    if round and work.run.config.learn.start == "continue":
-        folders.append(layout.state_folder(round - 1))
-    for folder in folders:
-        for name in store.committed(folder):
-            store.delete(f"{folder}/{name}")
+def _prune(store: Store, round: int) -> None:
+    """Delete the checkpoints of a round that is done."""
+    folder = layout.checkpoint_folder(round)
+    for name in store.committed(folder):
+        store.delete(f"{folder}/{name}")

@@ -34,6 +34,7 @@ class SearchRecord:
     curves: per layer the mean best cross-entropy, of the initial population and after each generation.
     before, after: per layer the mean cross-entropy of the initial population's best and of the results.
     solved: per layer the share of results with p(correct) > 0.5.
+    changes: what the round changed of the section `search`; see `RoundPlan`.
     seconds: wall time of the phase.
     """
 
@@ -50,6 +51,7 @@ class SearchRecord:
     after: Mapping[str, float]
     seconds: float
     solved: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def references(self) -> list[Reference]:
         """References of the shards."""
@@ -99,7 +101,7 @@ def load_search(store: Store, round: int) -> SearchRecord:
 def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:
     if network is None:
         return _record(work, plan, None, {}, 0.0)
-    shards = shards_of(work.windows.of(plan.round), work.run.config.searcher.shard_examples)
+    shards = shards_of(work.run.dataset["train"], work.run.config.searcher.shard_examples)
     attempts = _attempts(work, plan.round)
     accepted = _accepted(work, plan, network, shards, attempts)
     missing = [shard for shard in range(len(shards)) if shard not in accepted]
@@ -114,7 +116,7 @@ def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRec
 
 def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: Sequence[Task], accepted: dict[int, Reference]) -> float:
     """Run `tasks`, add what they wrote to `accepted`, and return the wall time from the first start to the last result."""
-    total = sum(count for _, count in shards)
+    total = work.run.dataset["train"]
     before = sum(shards[shard][1] for shard in accepted)
     work.display.begin(f"round {plan.round}: search", total, "images")
     live = LiveSearch(
@@ -150,7 +152,7 @@ def _task(work: Work, plan: RoundPlan, network: Reference, shard: int, first: in
             trained=plan.searched_round is not None,
             output_path=layout.shard_path(plan.round, shard, attempt),
         )
-        return work.request(daemon, "search", plan.round, shard, attempt, search=spec)
+        return work.request(daemon, "search", plan.round, shard, attempt, plan=plan, search=spec)
 
     return Task(
         key=shard,
@@ -192,7 +194,7 @@ def _accepted(
             path = layout.shard_path(plan.round, shard, attempt)
             try:
                 reference = reference_at(work.store, path)
-                fits = shard < len(shards) and _fits(work, work.store.manifest(reference), network, *shards[shard])
+                fits = shard < len(shards) and _fits(work, plan, work.store.manifest(reference), network, *shards[shard])
                 if fits:
                     verify_group(work.store, reference)
                     accepted[shard] = reference
@@ -202,10 +204,10 @@ def _accepted(
     return accepted
 
 
-def _fits(work: Work, found: Manifest, network: Reference, first: int, count: int) -> bool:
+def _fits(work: Work, plan: RoundPlan, found: Manifest, network: Reference, first: int, count: int) -> bool:
     expected = {
         "run_id": work.run.run_id,
-        "search_digest": work.run.digests["search"],
+        "search_digest": work.digest(plan, "search"),
         "dataset_digest": work.run.dataset["digest"],
         "network_digest": network.digest,
         "first": first,
@@ -230,11 +232,11 @@ def written(work: Work, job: jobs_pb2.Job) -> Reference:
 def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Mapping[int, Reference], seconds: float) -> SearchRecord:
     manifests = {shard: work.store.manifest(accepted[shard]) for shard in sorted(accepted)}
     found = [manifests[shard].attributes for shard in sorted(accepted)]
-    layers = list(work.layers) if network is not None else []
+    layers = work.layers_of(plan) if network is not None else []
     return SearchRecord(
         round=plan.round,
         run_id=work.run.run_id,
-        search_digest=work.run.digests["search"],
+        search_digest=work.digest(plan, "search"),
         dataset_digest=work.run.dataset["digest"],
         network=as_document(network) if network is not None else None,
         shards=[
@@ -252,6 +254,7 @@ def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Ma
         after=_cross_entropy(work, accepted, layers, "fitness_after"),
         solved=_solved(work, accepted, layers),
         seconds=seconds,
+        changes=plan.changes,
     )
 
 

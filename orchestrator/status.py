@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.journal import Record, last_of_run, read_journal
 from orchestrator.live import text_of
 from orchestrator.runs import open_run, owner
-from repsearch.windows import windows_of
 from store import layout
 
 
@@ -21,13 +20,14 @@ def status_of(folder: Path) -> dict[str, Any]:
 
     state: "running", "finished", "failed", "killed" or "interrupted" (its process ended without a word).
     phase: "search", "learn" or "" (between rounds, or not running). Rounds are numbered from 0.
+    ended: why no round follows the last one; "" before its end. rounds_planned: the most rounds.
     search: what a search that goes on has found (see `orchestrator.live`); images_done and seconds_left: of it, None outside.
     """
     run, records, holder = open_run(folder), read_journal(folder), owner(folder)
     finished = [record for record in records if record["kind"] == "round_finished"]
     round_number, current = _current(records)
-    window = windows_of(run.config, run.dataset["train"]).of(round_number)
-    accuracies = [record["report"]["metrics"].get("test/accuracy") for record in finished]
+    metrics = finished[-1]["report"]["metrics"] if finished else {}
+    epochs = _plan(records, round_number).get("epochs", run.config.learn.epochs)
     phase = _phase(folder, records, round_number, study=bool(run.study)) if current and holder else ""
     return {
         "name": run.name,
@@ -42,12 +42,13 @@ def status_of(folder: Path) -> dict[str, Any]:
         "rounds_planned": run.config.rounds.count,
         "phase": phase,
         **_search(records, round_number, searching=phase == "search"),
-        **_shards(folder, round_number, run.study.get("images", window.count), run.config.searcher.shard_examples),
+        **_shards(folder, round_number, run.study.get("images", run.dataset["train"]), run.config.searcher.shard_examples),
         "epoch": _epoch(records, round_number) if current else 0,
-        "epochs": run.config.learn.epochs,
-        **_pace(records, round_number if current and holder else -1, run.config.learn.epochs, window.count),
+        "epochs": epochs,
+        **_pace(records, round_number if current and holder else -1, epochs, run.dataset["train"]),
         "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
-        "test_accuracy": next((accuracy for accuracy in reversed(accuracies) if accuracy is not None), None),
+        "test_accuracy": metrics.get("test/accuracy"),
+        "ended": finished[-1]["report"].get("ended", "") if finished else "",
         "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
     }
 
@@ -80,11 +81,16 @@ def _current(records: Sequence[Record]) -> tuple[int, bool]:
 
 
 def _phase(folder: Path, records: Sequence[Record], round: int, *, study: bool) -> str:
-    plans = (record["plan"] for record in records if record["kind"] == "round_started" and record["round"] == round)
-    if not next(plans).get("search", True):
+    if not _plan(records, round).get("search", True):
         return "learn"
     # A setting of a study is searched only.
     return "learn" if not study and (folder / layout.round_document(round)).exists() else "search"
+
+
+def _plan(records: Sequence[Record], round: int) -> Mapping[str, Any]:
+    """Return the plan of a round, {} before it has started."""
+    plans = (record["plan"] for record in records if record["kind"] == "round_started" and record["round"] == round)
+    return next(plans, {})
 
 
 def _shards(folder: Path, round: int, examples: int, size: int) -> dict[str, int]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.daemons import Fleet, start_request
 from orchestrator.journal import Journal, Point, read_journal
+from orchestrator.policies import RoundPlan
 from orchestrator.progress import Display
 from orchestrator.runs import Run
 from orchestrator.scheduling import Daemon
 from orchestrator.tracking import Tracker
+from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.rpc.v1 import jobs_pb2
-from repsearch.windows import Windows, evaluated, windows_of
 from store import Reference, Store
 
 
@@ -62,7 +63,7 @@ class Stopwatch:
 class Work:
     """A run being worked on.
 
-    layers: names of the search layers, in order of search; none for a policy that does not search.
+    layers: names of the search layers, in order of search; none for a policy that does not search. A round may have others.
     """
 
     run: Run
@@ -73,18 +74,29 @@ class Work:
     layers: Sequence[str]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
-    @property
-    def windows(self) -> Windows:
-        """The examples of each round."""
-        return windows_of(self.run.config, self.run.dataset["train"])
+    def config(self, plan: RoundPlan) -> RunConfig:
+        """Return the configuration of a round."""
+        return plan.config(self.run.config)
 
-    def evaluated(self, round: int) -> bool:
-        """Whether the network of `round` is measured on validation and test."""
-        return evaluated(self.run.config, self.run.dataset["train"], round)
+    def digest(self, plan: RoundPlan, part: str) -> str:
+        """Return the digest of what determines a round's `part`, "search" or "learn"."""
+        if not plan.changes:
+            return self.run.digests[part]
+        return {"search": search_digest, "learn": learn_digest}[part](self.config(plan))
 
-    def request(self, daemon: Daemon, *parts: str | int, **spec: Any) -> jobs_pb2.StartRequest:
-        """Return a request for `daemon`, identified by run, term and `parts`; `spec` is one of the request's specs, by name."""
-        return start_request(self.run, self.fleet, daemon, *parts, **spec)
+    def layers_of(self, plan: RoundPlan) -> list[str]:
+        """Return the names of a round's search layers."""
+        if "layers" not in plan.changes:
+            return list(self.layers)
+        return [layer if layer == LOGITS else f"block{layer}" for layer in self.config(plan).search.layers]
+
+    def request(self, daemon: Daemon, *parts: str | int, plan: RoundPlan | None = None, **spec: Any) -> jobs_pb2.StartRequest:
+        """Return a request for `daemon`, identified by run, term and `parts`; `spec` is one of the request's specs, by name.
+
+        plan: of the round that the request is part of; daemons get that round's configuration.
+        """
+        run = self.run if plan is None or not plan.changes else replace(self.run, config=self.config(plan))
+        return start_request(run, self.fleet, daemon, *parts, **spec)
 
 
 def document_there(store: Store, path: str) -> bool:

@@ -55,6 +55,22 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "policy without targets": (["rounds.policy=learn_only"], 2, "rounds.policy: learn_only searches nothing"),
     "objective without targets": (["learn.objective=cross_entropy"], 2, "learns from labels alone"),
     "one shot of many rounds": (["rounds.policy=one_shot"], 2, "set rounds.count = 1"),
+    "scheduled layers of another number": (
+        ["rounds.schedule=[{from_round=1, search={layers=[1]}}]"],
+        2,
+        'round 1, with {"layers": [1]}: search.strategy.generations: 3 values [6, 6, 2] for 1 search layers',
+    ),
+    "scheduled layer that is not there": (
+        ["rounds.schedule=[{from_round=1, search={layers=[0, 1, 7]}}]"],
+        2,
+        "search.layers: layer 7 is not there: the network has blocks 0 to 1",
+    ),
+    "search too wide for its memory": (
+        ["search.memory_mb=60", "rounds.plateau=1", "rounds.at_plateau=widen", "rounds.widen_by=500.0"],
+        2,
+        "search.memory_mb: search.micro_batch = 16 images at a time need",
+    ),
+    "schedule beyond the last round": (["rounds.schedule=[{from_round=2, epochs=1}]"], 2, "but the last round is 1; lower it"),
     "more examples than exist": (["dataset.train=99999"], 3, "99999"),
     "missing folder": (["dataset.name=image_folder", "dataset.root=nowhere", "dataset.size=8", "dataset.channels=1"], 3, "nowhere"),
     "missing device": (["searcher.device=cuda:77"], 5, "searcher.device: device 'cuda:77' is not there"),

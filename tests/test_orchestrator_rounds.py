@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from orchestrator.rounds import load_reports, run_rounds
 from orchestrator.runs import Run
 from orchestrator.tracking import NoTracker
 from orchestrator.work import RunLog, Work
-from repsearch.config import parse_config
+from repsearch.config import RunConfig, parse_config, search_digest
 from repsearch.errors import JobError, StoreError
 from repsearch.rpc.v1 import jobs_pb2
 from store import MemoryStore, Store, layout
@@ -32,9 +32,9 @@ class FakeDaemon:
     """Searcher and learner in one: writes what a real one writes, with made-up figures; keeps the specs it was given."""
 
     def __init__(self, address: str, store: Store) -> None:
-        self.address, self.store, self.failing = address, store, ""
+        self.address, self.store, self.failing, self.usual = address, store, "", ""
         self.searches, self.learns, self.initialised = list[jobs_pb2.SearchSpec](), list[jobs_pb2.LearnSpec](), 0
-        self.measures: Callable[[jobs_pb2.LearnSpec], bool] = lambda spec: True
+        self.configs = list[RunConfig]()
         self._requests: dict[str, jobs_pb2.StartRequest] = {}
 
     def start(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
@@ -64,12 +64,17 @@ class FakeDaemon:
     def _search(self, request):
         spec = request.search
         self.searches.append(spec)
+        self.configs.append(RunConfig.model_validate_json(request.config_json))
         curves = {layer: [3.0 + spec.shard, 2.0 + spec.shard] for layer in LAYERS}
-        fitness_NL = np.full((spec.count, len(LAYERS)), -2.0 - spec.shard, np.float32)
+        layers = len(self.configs[-1].search.layers)
+        fitness_NL = np.full((spec.count, layers), -2.0 - spec.shard, np.float32)
         attributes = {
             "kind": "search",
             "run_id": request.run_id,
-            "search_digest": "s",
+            # As a real searcher: of the configuration that the request brings. The digest of the run's own is made up.
+            "search_digest": "s"
+            if request.config_json == self.usual
+            else search_digest(RunConfig.model_validate_json(request.config_json)),
             "dataset_digest": request.dataset_digest,
             "network_digest": spec.network.digest,
             **{name: getattr(spec, name) for name in ("attempt", "first", "count")},
@@ -83,7 +88,6 @@ class FakeDaemon:
         spec = request.learn
         self.learns.append(spec)
         scores = {f"{split}_{name}": 0.5 for split in ("test", "validation") for name in ("accuracy", "cross_entropy")}
-        scores = scores if self.measures(spec) else {}
         epochs = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, spec.epochs + 1)]
         attributes = {"kind": "network", "learn_digest": spec.digest, "seconds": 1.5, "examples": 100, "epochs": epochs, **scores}
         return self.store.write(spec.output_path, {"p": np.full(3, spec.round)}, attributes=attributes)
@@ -104,10 +108,12 @@ class Setting:
         )
         self.daemon = FakeDaemon("searcher:1", self.store)
         self.learner = FakeDaemon("learner:1", self.store)
+        self.daemon.usual = config.model_dump_json()
 
     def open(self) -> list[RoundReport]:
         """Run the rounds with the next term and new daemons' counts."""
         self.daemon.searches.clear()
+        self.daemon.configs.clear()
         self.learner.learns.clear()
         fleet = Fleet(searchers=[self.daemon], learner=self.learner, store_roots={"searcher:1": "/x", "learner:1": "/x"})
         with Journal(self.run.folder) as journal:
@@ -257,3 +263,50 @@ def test_without_searchers_the_run_stops(setting: Setting) -> None:
     setting.daemon.failing = "search"
     with pytest.raises((JobError, StoreError), match="shard"):
         setting.open()
+
+
+WIDE = {"strategy": {"population": 48, "parents": 8, "explorers": 16, "refiners": 24}}
+
+
+def test_a_round_is_searched_with_its_own_settings(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, schedule=[{"from_round": 1, "epochs": 5, "search": WIDE}])
+    reports = setting.open()
+    assert [config.search.strategy["population"] for config in setting.daemon.configs] == [24] * 3 + [48] * 3
+    assert [spec.epochs for spec in setting.learner.learns] == [2, 5]
+    assert [report.changes for report in reports] == [{}, WIDE]
+    rounds = [setting.store.read_document(layout.round_document(number)) for number in (0, 1)]
+    assert rounds[0]["search_digest"] == "s" != rounds[1]["search_digest"]
+    assert rounds[1]["changes"] == WIDE
+    started = [record["plan"] for record in read_journal(tmp_path) if record["kind"] == "round_started"]
+    assert [plan["changes"] for plan in started] == [{}, WIDE]
+
+
+def test_a_shard_searched_with_other_settings_never_counts(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, schedule=[{"from_round": 1, "search": WIDE}])
+    setting.open()
+    setting.copy_without(layout.round_document(1), layout.report_document(1))
+    path = layout.shard_path(1, 0, 1)
+    # As one of the run's own settings, those of every round without changes, would have it.
+    attributes = {**setting.store.manifest(path).attributes, "search_digest": "s"}
+    arrays = {name: setting.store.read(path, name) for name in ("fitness_before", "fitness_after")}
+    setting.forget(path)
+    setting.store.write(path, arrays, attributes=attributes)
+    setting.open()
+    assert [(spec.shard, spec.attempt) for spec in setting.daemon.searches] == [(0, 2)]
+
+
+def test_layers_of_a_round_are_reported(tmp_path: Path) -> None:
+    one = {"layers": [0], "strategy": {name: [1] for name in SCHEDULE}}
+    reports = Setting(tmp_path, schedule=[{"from_round": 1, "search": one}]).open()
+    assert [report.layers() for report in reports] == [["block0", "logits"], ["block0"]]
+
+
+def test_the_last_report_says_why_the_run_ended_and_a_resumed_run_ends_there_too(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, count=3, max_evaluations=20)
+    for _ in range(2):
+        reports = setting.open()
+        assert [report.ended for report in reports] == [
+            "",
+            "budget: rounds.max_evaluations = 20 is spent by 20 candidate evaluations per example",
+        ]
+    assert not setting.daemon.searches

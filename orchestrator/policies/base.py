@@ -1,12 +1,15 @@
-"""What a round policy is: a pure function of the reports so far, so that resuming is replaying."""
+"""What a round policy is: a pure function of the reports so far, so that resuming is replaying.
+
+A policy of the family plans the rounds; `[rounds]` may put others around it, which change its plans or end it early (`composing`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-from repsearch.config import RunConfig
+from repsearch.config import RunConfig, with_search
 
 if TYPE_CHECKING:
     from orchestrator.report import RoundReport
@@ -21,6 +24,7 @@ class RoundPlan:
     searched_round: the round whose learned network is searched; None: the untrained network.
     warm_round: the round whose learned network learning goes on from; None: initial parameters.
     epochs: passes over the training set.
+    changes: what the round changes of the section `search`, as a partial table (see `repsearch.config.with_search`).
     """
 
     round: int
@@ -28,6 +32,11 @@ class RoundPlan:
     searched_round: int | None
     warm_round: int | None
     epochs: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, config: RunConfig) -> RunConfig:
+        """Return the configuration of the round in a run of `config`."""
+        return with_search(config, self.changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -38,9 +47,11 @@ class RoundPolicy(Protocol):
     """A member of the policy family.
 
     searches: whether its rounds search targets; such a policy goes with an objective that regresses on targets.
+    Three more methods are optional, see `reason_of`, `closing_of` and `variants_of`.
     """
 
-    searches: ClassVar[bool]
+    @property
+    def searches(self) -> bool: ...
 
     def check(self, config: RunConfig) -> None:
         """Raise `ConfigError` where the policy does not fit the rest of the configuration."""
@@ -51,6 +62,29 @@ class RoundPolicy(Protocol):
         ...
 
 
+def reason_of(policy: RoundPolicy, history: Sequence[RoundReport], config: RunConfig) -> str:
+    """Return why no round follows `history`, by the policy's method `reason` if it has one; "" if one follows."""
+    if policy.next(history, config) is not None:
+        return ""
+    reason: str = policy.reason(history, config) if hasattr(policy, "reason") else f"all {len(history)} rounds are done"
+    return reason
+
+
+def closing_of(policy: RoundPolicy, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:
+    """Return the round with which a run that must end after `history` ends, by the policy's method `closing` if it has one."""
+    plan: RoundPlan | None = policy.closing(history, config) if hasattr(policy, "closing") else None
+    return plan
+
+
+def variants_of(policy: RoundPolicy, plan: RoundPlan, config: RunConfig) -> list[RoundPlan]:
+    """Return what else `plan` may be, depending on reports, by the policy's method `variants` if it has one.
+
+    All of them are checked before a run starts.
+    """
+    plans: list[RoundPlan] = policy.variants(plan, config) if hasattr(policy, "variants") else []
+    return plans
+
+
 def warm_round(number: int, config: RunConfig) -> int | None:
     """Return the round that round `number` goes on learning from under `learn.start`."""
-    return number - 1 if number > 0 and config.learn.start != "fresh" else None
+    return number - 1 if number > 0 and config.learn.start == "warm" else None

@@ -4,6 +4,7 @@
 `learn.optimiser`, `rounds.policy`) is a name and the member's fields, see `repsearch.families`.
 """
 
+from repsearch.config.changing import merged, with_search
 from repsearch.config.digests import json_digest, learn_digest, search_digest
 from repsearch.config.loading import load_config, parse_config, read_toml, with_overrides
 from repsearch.config.schema import (
@@ -13,6 +14,7 @@ from repsearch.config.schema import (
     RoundsConfig,
     RunConfig,
     RunSection,
+    ScheduleEntry,
     SearchConfig,
     SearcherConfig,
     StoreConfig,
@@ -26,6 +28,7 @@ __all__ = [
     "RoundsConfig",
     "RunConfig",
     "RunSection",
+    "ScheduleEntry",
     "SearchConfig",
     "SearcherConfig",
     "StoreConfig",
@@ -33,8 +36,10 @@ __all__ = [
     "json_digest",
     "learn_digest",
     "load_config",
+    "merged",
     "parse_config",
     "read_toml",
     "search_digest",
     "with_overrides",
+    "with_search",
 ]

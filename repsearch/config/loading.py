@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -111,10 +111,15 @@ def known_keys(path: tuple[int | str, ...]) -> list[str]:
     """Return the valid keys of the section at `path`, in the order of the schema."""
     model: type[BaseModel] = RunConfig
     for key in path:
-        field = model.model_fields.get(str(key))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if isinstance(key, int):
+            # A number in a list of tables, of which `model` is one already.
+            continue
+        field = model.model_fields.get(key)
+        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        tables = [table for table in inner if isinstance(table, type) and issubclass(table, BaseModel)]
+        if not tables:
             return []
-        model = field.annotation
+        model = tables[0]
     return list(model.model_fields)
 
 

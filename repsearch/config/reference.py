@@ -134,6 +134,8 @@ def _in_order(member: type[Any]) -> list[Field[Any]]:
 
 def value_text(prop: Mapping[str, Any]) -> str:
     """Return JSON schema `prop` in words: type, limits, choices."""
+    if "$ref" in prop:
+        return "table"
     if "anyOf" in prop:
         return " or ".join(value_text(choice) for choice in prop["anyOf"])
     if "enum" in prop or "const" in prop:

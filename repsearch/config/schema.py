@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -89,9 +90,8 @@ class LearnConfig(Section):
     one of this number, from 0."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of initial parameters, batch order and augmentation, where it is not to be `run.seed`."""
-    start: Literal["fresh", "warm", "continue"] = "fresh"
-    """Each round learns from initial parameters (`fresh`), goes on from the network of the round before (`warm`), or goes on with
-    everything (`continue`): network, optimiser and a learning-rate schedule that spans all rounds."""
+    start: Literal["fresh", "warm"] = "fresh"
+    """Each round learns from initial parameters, or goes on from the network of the round before."""
     epochs: int = Field(default=12, ge=1)
     """Passes over the training set per round."""
     batch_size: int = Field(default=125, ge=2)
@@ -128,17 +128,42 @@ class LearnConfig(Section):
     """Keep the network of every so many epochs, and of the last one, for `orchestrator analyse`; 0: none. Parameters alone are kept."""
 
 
+class ScheduleEntry(Section):
+    """Settings of the rounds from one on, up to the next entry's: what they change of the run's configuration."""
+
+    from_round: int = Field(ge=0)
+    epochs: int | None = Field(default=None, ge=1)
+    search: PluginTable = Field(default_factory=dict)
+
+
 class RoundsConfig(Section):
     policy: PluginTable = Field(default_factory=lambda: {"name": "closed_loop"})
     """Round policy (family `policies`)."""
     count: int = Field(default=3, ge=1)
-    """Number of rounds."""
-    examples_per_round: int | None = Field(default=None, ge=2)
-    """Training images of a round: a window of neighbouring ones, of which the last of a pass may be smaller. Each pass over the training
-    set takes every window once, in an order from the seed; `learn.epochs` are passes over the window. None: all of them, every round."""
-    evaluate_every: int | None = Field(default=None, ge=1)
-    """Rounds from one measurement on validation and test to the next; the last round is always measured. None: once per pass over the
-    training set."""
+    """Number of rounds, at most."""
+    schedule: list[ScheduleEntry] = []
+    """Other settings from some round on: `{from_round = 3, epochs = 4, search = {layers = [2], strategy = {population = 48}}}`. An entry
+    stands up to the next one's round, and changes what it names of `learn.epochs` and of `[search]`."""
+    max_evaluations: int | None = Field(default=None, ge=1)
+    """End after the round in which the candidate evaluations per example, of all rounds together, reach this number."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """End after the round in which the wall time of all rounds together reaches this many seconds."""
+    plateau: int | None = Field(default=None, ge=1)
+    """After this many rounds in a row without a better validation accuracy: `at_plateau`."""
+    at_plateau: Literal["stop", "widen"] = "stop"
+    """End, or search the following rounds wider; the widened search's rounds are counted anew."""
+    widen_by: float = Field(default=2.0, gt=1)
+    """Factor on the numbers of candidates at each widening; see docs/policies.md for the fields of each strategy."""
+    widen_times: int = Field(default=2, ge=1)
+    """Widenings; the plateau after the last one ends the run."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _in_order(cls, schedule: list[ScheduleEntry]) -> list[ScheduleEntry]:
+        for before, after in itertools.pairwise(schedule):
+            if after.from_round <= before.from_round:
+                raise ValueError(f"round {after.from_round} follows round {before.from_round}; list rounds in increasing order, each once")
+        return schedule
 
 
 class SearcherConfig(Section):

@@ -6,9 +6,9 @@ as G groups of M values: the channels of a feature map and its H * W positions, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -114,6 +114,10 @@ class SearchStrategy(Protocol[StateT]):
 
     def starts(self, position: int) -> int:
         """Return how many starting candidates `init` can use."""
+        ...
+
+    def wider(self, factor: float) -> Mapping[str, Any]:
+        """Return the fields of a search with `factor` times as many candidates; optional, for `rounds.at_plateau`."""
         ...
 
     def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:

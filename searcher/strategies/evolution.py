@@ -11,6 +11,7 @@ Shapes: see `searcher.strategies.base`; K parents, E explorers, R refiners.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -95,6 +96,11 @@ class Evolution:
         """Return evaluations per example: the initial population, the children of every generation, and the mean of the parents."""
         children = self.generations[position] * (self.population - self.parents)
         return self.population + children + (self.target == "elite_mean")
+
+    def wider(self, factor: float) -> dict[str, int]:
+        """Return parents, explorers and refiners times `factor`, rounded up, and the population that they make."""
+        parts = {name: math.ceil(getattr(self, name) * factor) for name in ("parents", "explorers", "refiners")}
+        return {"population": sum(parts.values()), **parts}
 
     def starts(self, position: int) -> int:
         """Return the size of the initial population."""

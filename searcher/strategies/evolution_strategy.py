@@ -10,6 +10,7 @@ Shapes: see `searcher.strategies.base`; I pairs; P = 1 + 2 I candidates: the mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -72,6 +73,10 @@ class EvolutionStrategy:
     def evaluations(self, position: int) -> int:
         """Return the mean and its pairs before every move, and the mean after the last."""
         return self.generations[position] * (1 + 2 * self.pairs) + 1
+
+    def wider(self, factor: float) -> dict[str, int]:
+        """Return pairs times `factor`, rounded up."""
+        return {"pairs": math.ceil(self.pairs * factor)}
 
     def starts(self, position: int) -> int:
         """Return 1: the network's own representation."""

@@ -87,6 +87,10 @@ class QualityDiversity:
         """Return population * (generations + 1): one archive per example, whatever the number of results."""
         return self.population * (self.generations[position] + 1)
 
+    def wider(self, factor: float) -> dict[str, int]:
+        """Return the population times `factor`, rounded up."""
+        return {"population": math.ceil(self.population * factor)}
+
     def starts(self, position: int) -> int:
         """Return 1: the own representation; the spread of its mutations sets the width of the grid."""
         return 1

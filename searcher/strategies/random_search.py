@@ -7,6 +7,7 @@ plus smoothed Gaussian noise of standard deviation strength * sigma_c, sigma_c i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -59,6 +60,10 @@ class RandomSearch:
     def evaluations(self, position: int) -> int:
         """Return population * (generations + 1)."""
         return self.population * (self.generations[position] + 1)
+
+    def wider(self, factor: float) -> dict[str, int]:
+        """Return the population times `factor`, rounded up."""
+        return {"population": math.ceil(self.population * factor)}
 
     def starts(self, position: int) -> int:
         """Return 1: the network's own representation."""
