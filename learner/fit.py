@@ -50,7 +50,11 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What is learned, how, and from which random numbers: `epochs` passes with the `learn` section of the configuration."""
+    """What is learned, how, and from which random numbers: `epochs` passes with the `learn` section of the configuration.
+
+    first_step, steps: place in the schedule of the first step, and its length; None: the schedule is this fit's.
+    evaluates: measure on validation after every epoch.
+    """
 
     objective: LearningObjective
     optimiser: OptimiserSpec
@@ -58,6 +62,9 @@ class FitPlan:
     epochs: int
     seed: int
     round: int
+    first_step: int = 0
+    steps: int | None = None
+    evaluates: bool = True
 
 
 @dataclass
@@ -76,23 +83,32 @@ class FitState:
 
 
 def fit(
-    network: SearchableNetwork, training: Batches, validation: Split, plan: FitPlan, checkpoints: Checkpoints, reporter: Reporter
+    network: SearchableNetwork,
+    training: Batches,
+    validation: Split,
+    plan: FitPlan,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    optimiser: torch.optim.Optimizer | None = None,
 ) -> FitState:
     """Train `network` in place, from the newest checkpoint if there is one; return its history. It ends in evaluation mode.
+
+    optimiser: one with a state that learning goes on with; None: a fresh one.
 
     The network is that of the last epoch, or with `learn.keep` = "best" that of the best one.
     Raises `NumericalError` naming epoch, step and term for a loss that is not finite, and whatever `reporter.check` raises.
     """
-    optimiser = plan.optimiser.build(parameter for parameter in network.parameters() if parameter.requires_grad)
+    optimiser = optimiser or optimiser_of(plan.optimiser, network)
     state = _resumed(network, optimiser, checkpoints)
     loss_of = loss_function(network, plan.objective, plan.learn)
     for record in state.history:
         reporter.points(_points(record))
     while state.epoch < plan.epochs and not plateaued(state.history, plan.learn.patience):
         begun = time.perf_counter()
-        record = _run_epoch(network, training, loss_of, optimiser, plan, state, reporter)
-        measured = evaluate(network, validation)
-        record |= {"validation_accuracy": measured.accuracy, "validation_cross_entropy": measured.cross_entropy}
+        record = run_epoch(network, training, loss_of, optimiser, plan, state, reporter)
+        if plan.evaluates:
+            measured = evaluate(network, validation)
+            record |= {"validation_accuracy": measured.accuracy, "validation_cross_entropy": measured.cross_entropy}
         state.epoch += 1
         state.history.append(record)
         state.seconds += time.perf_counter() - begun
@@ -106,6 +122,11 @@ def fit(
         load_arrays(network, state.best)
     network.eval()
     return state
+
+
+def optimiser_of(spec: OptimiserSpec, network: SearchableNetwork) -> torch.optim.Optimizer:
+    """Return a fresh optimiser of the parameters that learn."""
+    return spec.build(parameter for parameter in network.parameters() if parameter.requires_grad)
 
 
 def _resumed(network: SearchableNetwork, optimiser: torch.optim.Optimizer, checkpoints: Checkpoints) -> FitState:
@@ -128,7 +149,7 @@ def _checkpoint(network: SearchableNetwork, optimiser: torch.optim.Optimizer, pl
     return Checkpoint(state.epoch, arrays, list(state.history), state.examples, state.seconds)
 
 
-def _run_epoch(
+def run_epoch(
     network: SearchableNetwork,
     training: Batches,
     loss_of: Callable[[Batch], Loss],
@@ -146,7 +167,7 @@ def _run_epoch(
     reported = begun = time.monotonic()
     for index, batch in enumerate(training.epoch(learn, seed=plan.seed, round=plan.round, epoch=epoch)):
         reporter.check()
-        rate = _set_rate(optimiser, plan, state.epoch * per_epoch + index, plan.epochs * per_epoch)
+        rate = _set_rate(optimiser, plan, plan.first_step + state.epoch * per_epoch + index, plan.steps or plan.epochs * per_epoch)
         loss = loss_of(batch)
         # One transfer per step: on an accelerator each would wait for the device.
         values = torch.stack([loss.total, *loss.terms.values(), (loss.logits.argmax(1) == batch.labels).sum()]).tolist()

@@ -7,15 +7,15 @@ round's committed targets, evaluates, and writes the learned network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from learner.checkpoints import StoreCheckpoints
+from learner.checkpoints import StoreCheckpoints, load_state, state_arrays
 from learner.evaluation import Evaluation, evaluate
-from learner.fit import FitPlan, FitState, fit
+from learner.fit import FitPlan, FitState, fit, optimiser_of
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
@@ -40,6 +40,7 @@ from repsearch.networks import (
 )
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, JobResult
+from repsearch.windows import Window, windows_of
 from store import Reference, Store, open_store
 from store.parameters import read_parameters, write_parameters
 
@@ -68,6 +69,15 @@ class LearnTask:
     epochs: int
     digest: str
     searched_network: str
+    window: Window
+    state: Reference | None
+    state_path: str
+    evaluates: bool
+
+    def part(self, split: Split) -> Split:
+        """Return the examples of the window."""
+        rows = slice(self.window.first, self.window.first + self.window.count)
+        return Split(split.images[rows], split.labels[rows])
 
 
 def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
@@ -93,7 +103,7 @@ def _run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     if kind == "initialise":
         return _result(initialise(run, request.initialise.output_path), data)
     if kind == "learn":
-        return _result(learn(run, _task(request.learn), context), data)
+        return _result(learn(run, _task(request.learn, len(data.train)), context), data)
     raise DaemonError(f"a learner runs `check`, `initialise` and `learn` jobs, not {kind!r}; send it to a searcher")
 
 
@@ -143,21 +153,54 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     targets = _targets(run, task, names, network)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
-    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round)
-    snapshots = _snapshots(run, task)
-    with open_batches(context.device, data.train, targets, config.learn) as training, explained("learning", smaller_steps(config.learn)):
-        state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context)
-    measured = _measured(state, evaluate(network, validation), evaluate(network, test))
-    attributes = {"kind": "network", **_identity(run, task), **measured, "snapshots": snapshots.listed()}
+    optimiser = optimiser_of(_optimiser(config), network)
+    if task.state is not None:
+        load_state(network, optimiser, read_parameters(run.store, task.state))
+    plan, snapshots = _plan(run, task, objective), _snapshots(run, task)
+    with (
+        open_batches(context.device, task.part(data.train), targets, config.learn) as training,
+        explained("learning", smaller_steps(config.learn)),
+    ):
+        state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context, optimiser)
+    evaluations = {"validation": evaluate(network, validation), "test": evaluate(network, test)} if task.evaluates else {}
+    attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
+    if task.state_path:
+        kept = write_parameters(run.store, task.state_path, state_arrays(network, optimiser), {"kind": "state", **_identity(run, task)})
+        attributes["state"] = {"path": kept.path, "digest": kept.digest}
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
+
+
+def _plan(run: Run, task: LearnTask, objective: LearningObjective) -> FitPlan:
+    config = run.config
+    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round, evaluates=task.evaluates)
+    return with_schedule(plan, config, len(run.data.train))
+
+
+def with_schedule(plan: FitPlan, config: RunConfig, examples: int) -> FitPlan:
+    """Return `plan` at its place in the schedule of all rounds, if learning goes on from round to round."""
+    if config.learn.start != "continue":
+        return plan
+    windows = windows_of(config, examples)
+    first, steps = (windows.steps(rounds, config.learn.batch_size, plan.epochs) for rounds in (plan.round, config.rounds.count))
+    return dataclasses.replace(plan, first_step=first, steps=steps)
 
 
 def _targets(run: Run, task: LearnTask, names: Sequence[str], network: SearchableNetwork) -> CommittedTargets | None:
     searches, pick = run.config.search.searches_per_example, run.config.learn.targets
     if not names:
         return None
-    return find_targets(run.store, task.shards, names, network, run.data, searches=searches, pick=pick, searched=task.searched_network)
+    return find_targets(
+        run.store,
+        task.shards,
+        names,
+        network,
+        run.data,
+        searches=searches,
+        pick=pick,
+        searched=task.searched_network,
+        window=task.window,
+    )
 
 
 def _initial_network(run: Run, task: LearnTask) -> SearchableNetwork:
@@ -204,12 +247,8 @@ def _identity(run: Run, task: LearnTask) -> dict[str, Any]:
     }
 
 
-def _measured(state: FitState, validation: Evaluation, test: Evaluation) -> dict[str, Any]:
-    figures = {
-        f"{split}_{name}": value
-        for split, measured in (("validation", validation), ("test", test))
-        for name, value in dataclasses.asdict(measured).items()
-    }
+def _measured(state: FitState, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    figures = {f"{split}_{name}": value for split, measured in evaluations.items() for name, value in dataclasses.asdict(measured).items()}
     return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, "kept_epoch": state.kept, **figures}
 
 
@@ -229,7 +268,7 @@ def _prepare_torch(context: JobContext) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _task(spec: jobs_pb2.LearnSpec) -> LearnTask:
+def _task(spec: jobs_pb2.LearnSpec, examples: int) -> LearnTask:
     return LearnTask(
         round=spec.round,
         attempt=spec.attempt,
@@ -240,6 +279,10 @@ def _task(spec: jobs_pb2.LearnSpec) -> LearnTask:
         epochs=spec.epochs,
         digest=spec.digest,
         searched_network=spec.searched_network,
+        window=Window(spec.first, spec.count or examples),
+        state=Reference(spec.state.path, spec.state.digest) if spec.HasField("state") else None,
+        state_path=spec.state_path,
+        evaluates=not spec.unevaluated,
     )
 
 

@@ -19,6 +19,7 @@ from repsearch.datasets.base import Data
 from repsearch.errors import DaemonError, NumericalError, StoreError
 from repsearch.networks import SearchableNetwork, layer_name
 from repsearch.seeding import generator
+from repsearch.windows import Window
 from store import Manifest, Reference, RepresentationStore
 
 Pick = Literal["best", "random"] | int
@@ -27,17 +28,18 @@ Pick = Literal["best", "random"] | int
 
 @dataclass(frozen=True)
 class Shard:
-    """A committed shard: targets of the examples [first, first + count)."""
+    """A committed shard: targets of the examples [first, first + count) of the window that begins at training example `base`."""
 
     reference: Reference
     manifest: Manifest
     first: int
     count: int
+    base: int = 0
 
 
 @dataclass(frozen=True)
 class CommittedTargets:
-    """The targets of every training example, in the store.
+    """The targets of every example of a window of the training set, in the store.
 
     shards: in the order of their examples, which they cover once. shapes: of one result, by array name. searches: R, results per example.
     """
@@ -73,7 +75,7 @@ class CommittedTargets:
         values = self.store.read(shard.reference, name, rows)
         finite = _finite(values)
         if not finite.all():
-            example = shard.first + (rows.start or 0) + int(finite.argmin())
+            example = shard.base + shard.first + (rows.start or 0) + int(finite.argmin())
             raise NumericalError(f"{shard.reference.path}: {name} of example {example} is not finite; search the shard again")
         return values
 
@@ -114,18 +116,21 @@ def find_targets(
     searches: int = 1,
     pick: Pick = "best",
     searched: str = "",
+    window: Window | None = None,
 ) -> CommittedTargets:
     """Return the targets in arrays `names` of the shards `references`, checked by their manifests; none of their values is read.
 
     searches: results per example. pick: of several, the fittest ("best"), one drawn in every epoch ("random"), or that of a number.
     searched: digest of the network that they must have been searched on, if it is known.
+    window: the examples that they are of, all of them if None; the shards of the result are numbered in it.
 
     Raises `StoreError` naming the shard whose layers, shapes or searched network do not fit, or the examples that no shard or two shards
     cover; `DaemonError` for targets of other data.
     """
-    found = [_shard(reference, store.manifest(reference)) for reference in references]
+    window = window or Window(0, len(data.train))
+    found = [_shard(reference, store.manifest(reference), window.first) for reference in references]
     shards = tuple(sorted(found, key=lambda shard: shard.first))
-    _check_cover(shards, len(data.train))
+    _check_cover(shards, window.count)
     all_shapes = expected_shapes(network)
     targets = CommittedTargets(store, shards, {name: all_shapes[name] for name in names}, searches, pick)
     for shard in shards:
@@ -182,10 +187,10 @@ def _finite(values: np.ndarray) -> np.ndarray:
 _EXPONENT = np.uint16(0x7C00)
 
 
-def _shard(reference: Reference, manifest: Manifest) -> Shard:
+def _shard(reference: Reference, manifest: Manifest, base: int) -> Shard:
     if manifest.attributes.get("kind") != "search":
         raise StoreError(f"{reference.path}: kind is {manifest.attributes.get('kind')!r}, not 'search'; it holds no targets")
-    return Shard(reference, manifest, int(manifest.attributes["first"]), int(manifest.attributes["count"]))
+    return Shard(reference, manifest, int(manifest.attributes["first"]) - base, int(manifest.attributes["count"]), base)
 
 
 def _check_cover(shards: Sequence[Shard], examples: int) -> None:
@@ -193,13 +198,16 @@ def _check_cover(shards: Sequence[Shard], examples: int) -> None:
     for shard in shards:
         if shard.first != reached:
             gap = shard.first > reached
-            fault = f"examples {reached}..{shard.first - 1} are in no shard" if gap else f"examples from {shard.first} are in two shards"
+            at = shard.base
+            fault = (
+                f"examples {at + reached}..{at + shard.first - 1} are in no shard"
+                if gap
+                else f"examples from {at + shard.first} are in two shards"
+            )
             raise StoreError(f"targets: {fault} (before {shard.reference.path}); search the round again")
         reached += shard.count
     if reached != examples:
-        raise StoreError(
-            f"targets: shards cover {reached} examples, the training set has {examples}; search the round again with these data"
-        )
+        raise StoreError(f"targets: shards cover {reached} examples, the round has {examples}; search it again with these data")
 
 
 def _check_shard(shard: Shard, names: Sequence[str], data: Data, searched: str) -> None:

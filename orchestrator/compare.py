@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report import RoundReport
+from orchestrator.report import RoundReport, measured
 from orchestrator.rounds import load_reports
 from orchestrator.runs import open_run
 from orchestrator.status import state_of
@@ -33,18 +33,19 @@ def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
             "name": run.name,
             "folder": str(run.folder),
             "state": state_of(run.folder),
-            **_figures(load_reports(open_store(run.folder))),
+            **_figures(load_reports(open_store(run.folder)), run.dataset["train"]),
             "settings": differs,
         }
         for run, differs in zip(runs, settings, strict=True)
     ]
 
 
-def _figures(reports: Sequence[RoundReport]) -> dict[str, Any]:
+def _figures(reports: Sequence[RoundReport], examples: int) -> dict[str, Any]:
+    newest = measured(reports)[-1:]
     return {
         "rounds": len(reports),
-        "metrics": dict(reports[-1].metrics) if reports else {},
-        "evaluations_per_example": _total(reports, "search/evaluations_per_example"),
+        "metrics": dict(newest[0].metrics) if newest else {},
+        "evaluations_per_example": _total(reports, "search/evaluations") / examples,
         "seconds_search": _total(reports, "seconds/search"),
         "seconds_learn": _total(reports, "seconds/learn"),
     }

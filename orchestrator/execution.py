@@ -23,6 +23,7 @@ from orchestrator.tracking import MlflowTracker, NoTracker, Tracker, tracking_ur
 from orchestrator.work import RunLog, Work
 from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import DatasetError, RepSearchError
+from repsearch.windows import windows_of
 from store import open_store
 
 TRACKER_CLOSE_S = 60.0
@@ -55,28 +56,39 @@ def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
     config = load_config(path, overrides)
     chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline)
     main = check_run(config)
-    baseline = replace(main, config=baseline_config(config), layers={}, evaluations=None) if config.run.baseline else None
-    return Prepared(chosen, path.read_bytes(), main, baseline)
+    return Prepared(chosen, path.read_bytes(), main, _baseline_of(main))
 
 
-def baseline_config(config: RunConfig) -> RunConfig:
-    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search."""
+def baseline_config(config: RunConfig, examples: int) -> RunConfig:
+    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search.
+
+    examples: in the training set.
+    """
     table = config.model_dump(mode="json")
     table["run"]["baseline"] = False
     table["learn"]["objective"] = "cross_entropy"
-    table["learn"]["epochs"] = _epochs_of_last(planned(make_policy(config), config))
+    table["learn"]["epochs"] = _epochs_of_last(config, examples)
     table["learn"]["start"] = "fresh"
     table["rounds"] = {"policy": "learn_only", "count": 1}
     return parse_config(table)
 
 
-def _epochs_of_last(plans: Sequence[RoundPlan]) -> int:
-    """Return the epochs that made the last network: those of its round, and of the rounds that it went on from."""
-    plan, epochs = plans[-1], plans[-1].epochs
-    while plan.warm_round is not None:
-        plan = plans[plan.warm_round]
-        epochs += plan.epochs
-    return epochs
+def _epochs_of_last(config: RunConfig, examples: int) -> int:
+    """Return the passes over the training set that made the last network: those of its round, and of the rounds that it went on from."""
+    plans, windows = planned(make_policy(config), config, examples), windows_of(config, examples)
+    plan: RoundPlan | None = plans[-1]
+    seen = 0
+    while plan is not None:
+        seen += plan.epochs * windows.of(plan.round).count
+        plan = None if plan.warm_round is None else plans[plan.warm_round]
+    return max(1, round(seen / examples))
+
+
+def _baseline_of(main: Preflight) -> Preflight | None:
+    """Return what is checked of the baseline of a run, if it is to have one."""
+    if not main.config.run.baseline:
+        return None
+    return replace(main, config=baseline_config(main.config, main.dataset["train"]), layers={}, evaluations=None)
 
 
 def start(prepared: Prepared, display: Display) -> Finished:
@@ -107,7 +119,7 @@ def resume(folder: Path, display: Display) -> Finished:
         main = check_run(run.config)
         check_same_data(run, main)
         save_run(run)
-        baseline = replace(main, config=baseline_config(run.config), layers={}, evaluations=None) if run.config.run.baseline else None
+        baseline = _baseline_of(main)
         with daemons(main, display) as fleet:
             check_fleet(run, fleet)
             display.message(f"resuming run {run.name} in {run.folder}, term {run.term}")

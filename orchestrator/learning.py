@@ -59,32 +59,43 @@ def learn_network(work: Work, plan: RoundPlan, search: SearchRecord, warm: Refer
 
 def learning_digest(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, *, drawn_as: int) -> str:
     """Return the digest of everything that determines the learned network."""
-    return json_digest(
-        {
-            "learn": work.digest(plan, "learn"),
-            "dataset": work.run.dataset["digest"],
-            "round": drawn_as,
-            "epochs": plan.epochs,
-            "shards": [reference.digest for reference in search.references()],
-            "initial": warm.digest if warm is not None else "",
-        }
-    )
+    facts = {
+        "learn": work.digest(plan, "learn"),
+        "dataset": work.run.dataset["digest"],
+        "round": drawn_as,
+        "epochs": plan.epochs,
+        "shards": [reference.digest for reference in search.references()],
+        "initial": warm.digest if warm is not None else "",
+    }
+    if work.run.config.rounds.examples_per_round is not None:
+        window = work.windows.of(plan.round)
+        facts["window"] = [window.first, window.count]
+    if work.run.config.learn.start == "continue":
+        facts["rounds"] = work.run.config.rounds.count
+    return json_digest(facts)
 
 
 def _learn(
     work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None, digest: str, attempts: Sequence[int], drawn_as: int
 ) -> LearnRecord:
+    goes_on, window = work.run.config.learn.start == "continue", work.windows.of(plan.round)
+
     def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
         spec = jobs_pb2.LearnSpec(
             round=drawn_as,
             attempt=attempt,
             shards=[as_message(reference) for reference in search.references()],
-            initial_network=as_message(warm) if warm is not None else None,
+            initial_network=as_message(warm) if warm is not None and not goes_on else None,
             output_path=layout.learned_network_path(plan.round, attempt),
             checkpoint_path=layout.checkpoint_folder(plan.round),
             epochs=plan.epochs,
             digest=digest,
             searched_network=search.network["digest"] if search.network is not None else "",
+            first=window.first,
+            count=window.count,
+            state=as_message(_state_of(work, warm)) if warm is not None and goes_on else None,
+            state_path=layout.state_path(plan.round, attempt) if goes_on else "",
+            unevaluated=not work.evaluated(plan.round),
         )
         return work.request(daemon, "learn", plan.round, attempt, plan=plan, learn=spec)
 
@@ -95,8 +106,15 @@ def _learn(
     seconds = work.stopwatch.stop(start)
     network = written(work, outcome.job)
     attributes = work.store.manifest(network).attributes
-    work.display.end(f"test accuracy {attributes['test_accuracy']:.2%} after {len(attributes['epochs'])} epochs in {seconds:.1f} s")
+    found = f"test accuracy {attributes['test_accuracy']:.2%} after " if "test_accuracy" in attributes else ""
+    work.display.end(f"{found}{len(attributes['epochs'])} epochs in {seconds:.1f} s")
     return LearnRecord(network=network, attributes=attributes, attempt=outcome.attempt, seconds=seconds)
+
+
+def _state_of(work: Work, network: Reference) -> Reference:
+    """Return the learner's state beside a learned `network`."""
+    state = work.store.manifest(network).attributes["state"]
+    return Reference(state["path"], state["digest"])
 
 
 def _hooks(work: Work, round: int) -> Hooks:

@@ -57,7 +57,7 @@ def _figure(panels: Sequence[Callable[[Axes], None]], title: str) -> Figure:
 
 def _accuracy_by_round(axes: Axes, rounds: Mapping[int, Mapping[str, float]]) -> None:
     for index, split in enumerate(("test", "validation")):
-        curve = {round: 100 * metrics[f"{split}/accuracy"] for round, metrics in rounds.items()}
+        curve = {round: 100 * metrics[f"{split}/accuracy"] for round, metrics in rounds.items() if f"{split}/accuracy" in metrics}
         _line(axes, curve, split, index)
     axes.set(xlabel="round", ylabel="accuracy (%)", title="Accuracy")
 

@@ -16,6 +16,7 @@ from orchestrator.runs import check_root, run_root
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, OBJECTIVES, STRATEGIES
+from repsearch.windows import Window, evaluated, windows_of
 
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
@@ -48,12 +49,12 @@ class Preflight:
         return {"search": search_digest(self.config), "learn": learn_digest(self.config), "dataset": self.dataset["digest"]}
 
     def shards(self) -> list[tuple[int, int]]:
-        """(first example, number of examples) of each shard."""
-        return shards_of(self.dataset["train"], self.config.searcher.shard_examples)
+        """(first example, number of examples) of each shard of round 0."""
+        return shards_of(windows_of(self.config, self.dataset["train"]).of(0), self.config.searcher.shard_examples)
 
     def plans(self) -> list[RoundPlan]:
         """The rounds that the policy plans if every one is better than the one before and takes no time."""
-        return planned(make_policy(self.config), self.config)
+        return planned(make_policy(self.config), self.config, self.dataset["train"])
 
     def evaluations_of(self, plan: RoundPlan) -> int | None:
         """Candidate evaluations per example of a round's search; None if the strategy does not say."""
@@ -78,22 +79,44 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     _check_changes(config, policy, shapes, data)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
+    check_windows(config, len(data.train))
     return Preflight(config=config, dataset=_facts(config, data), layers=layers, evaluations=evaluations)
 
 
-def planned(policy: RoundPolicy, config: RunConfig) -> list[RoundPlan]:
-    """Return the rounds that `policy` plans if every one is better than the one before and takes no time."""
-    plans, reports = list[RoundPlan](), list[RoundReport]()
+def planned(policy: RoundPolicy, config: RunConfig, examples: int) -> list[RoundPlan]:
+    """Return the rounds that `policy` plans for `examples` training examples if each is better than the one before and takes no time."""
+    plans, reports, windows = list[RoundPlan](), list[RoundReport](), windows_of(config, examples)
     while (plan := policy.next(reports, config)) is not None:
         plans.append(plan)
         evaluations = _evaluations(plan.config(config)) if plan.search else 0
-        reports.append(imagined(plan.round, evaluations))
+        share = windows.of(plan.round).count / examples
+        reports.append(imagined(plan.round, evaluations, share=share, measured=evaluated(config, examples, plan.round)))
     return plans
 
 
-def shards_of(examples: int, size: int) -> list[tuple[int, int]]:
-    """Return (first, count) of each shard of `size` examples; the last one may be smaller."""
-    return [(first, min(size, examples - first)) for first in range(0, examples, size)]
+def check_windows(config: RunConfig, examples: int) -> None:
+    """Raise `ConfigError` where windows, learning that goes on, or measuring now and then does not fit the rest of `config`."""
+    size, learn = config.rounds.examples_per_round, config.learn
+    if size is not None and size > examples:
+        raise ConfigError(f"rounds.examples_per_round: {size} is more than the {examples} training examples; lower it, or leave it out")
+    if size is not None and learn.batch_size > size:
+        raise ConfigError(f"learn.batch_size: {learn.batch_size} is more than the {size} examples of a round; lower it")
+    if size is not None and examples % size == 1:
+        raise ConfigError(
+            f"rounds.examples_per_round: of {examples} training examples in windows of {size}, the last is of a single one, from which "
+            "nothing can be learned; choose another size"
+        )
+    choosing = [name for name, wanted in (('keep = "best"', learn.keep == "best"), ("patience", learn.patience is not None)) if wanted]
+    if choosing and learn.start == "continue":
+        raise ConfigError(f'learn.{choosing[0]}: learning that goes on from round to round (learn.start = "continue") keeps its last epoch')
+    if choosing and not all(evaluated(config, examples, round) for round in range(config.rounds.count)):
+        raise ConfigError(f"learn.{choosing[0]}: needs every round measured on validation; set rounds.evaluate_every = 1, or leave it out")
+
+
+def shards_of(window: Window, size: int) -> list[tuple[int, int]]:
+    """Return (first, count) of each shard of `size` examples of a window; the last one may be smaller."""
+    end = window.first + window.count
+    return [(first, min(size, end - first)) for first in range(window.first, end, size)]
 
 
 def library_versions() -> dict[str, str]:
@@ -195,7 +218,7 @@ def _evaluations(config: RunConfig) -> int:
 def _check_changes(config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, ...], data: Data) -> None:
     """Check every search that a round may have as that of the run was checked."""
     checked: list[Mapping[str, Any]] = [{}]
-    for plan in planned(policy, config):
+    for plan in planned(policy, config, len(data.train)):
         for each in (plan, *variants_of(policy, plan, config)):
             if each.changes in checked:
                 continue

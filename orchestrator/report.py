@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from repsearch.errors import StoreError
 
-ROUND_METRICS = (
-    "test/accuracy",
-    "test/cross_entropy",
-    "validation/accuracy",
-    "validation/cross_entropy",
+EVALUATION_METRICS = ("test/accuracy", "test/cross_entropy", "validation/accuracy", "validation/cross_entropy")
+"""The metrics of a round whose network was measured (`rounds.evaluate_every`)."""
+COST_METRICS = (
     "search/evaluations",
     "search/evaluations_per_example",
     "learn/examples",
@@ -24,7 +22,9 @@ ROUND_METRICS = (
     "seconds/overhead",
     "seconds/round",
 )
-"""The metrics of every round. A round that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
+"""The metrics of every round."""
+ROUND_METRICS = (*EVALUATION_METRICS, *COST_METRICS)
+"""The metrics of a round that was measured. One that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
 
 _SEARCH_METRIC = re.compile(r"search/(?P<layer>[^/]+)/cross_entropy_(?P<when>before|after)")
 _SOLVED_METRIC = re.compile(r"search/[^/]+/solved")
@@ -35,12 +35,13 @@ class RoundReport:
     """The outcome of one round.
 
     policy, strategy, objective: names of the plug-ins.
-    metrics: `ROUND_METRICS` and, per search layer, cross-entropy before and after and the share solved; accuracies and shares are
-        fractions, times are in seconds.
+    metrics: `COST_METRICS`, all or none of `EVALUATION_METRICS`, and, per search layer, cross-entropy before and after and the share
+        solved; accuracies and shares are fractions, times are in seconds.
     searched, learned: references ({"path", "digest"}) of the network searched (None without search) and of the one learned.
     shards: references of the committed shards, in order of their examples.
     attempts: how often each piece of work was started, for example {"search": 4, "learn": 1}.
     changes: what the round changed of the section `search`; see `RoundPlan`.
+    share: of the training set that the round covered.
     ended: why no round follows; "" if one does.
     """
 
@@ -54,15 +55,22 @@ class RoundReport:
     shards: tuple[Mapping[str, str], ...] = ()
     attempts: Mapping[str, int] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
     ended: str = ""
 
     def __post_init__(self) -> None:
-        missing = [name for name in ROUND_METRICS if name not in self.metrics]
+        wanted = ROUND_METRICS if any(name in self.metrics for name in EVALUATION_METRICS) else COST_METRICS
+        missing = [name for name in wanted if name not in self.metrics]
         known = (*ROUND_METRICS, *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)))
         unknown = [name for name in self.metrics if name not in known]
         wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if missing or unknown or wrong:
             raise StoreError(f"report of round {self.round}: missing {missing}, unknown {unknown}, not finite {wrong}")
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the round's network was measured on validation and test."""
+        return "test/accuracy" in self.metrics
 
     def layers(self) -> list[str]:
         """Names of the search layers, in order of search; [] for a round without search."""
@@ -86,11 +94,17 @@ class RoundReport:
             raise StoreError(f"not a report of a round: {error}") from None
 
 
-def imagined(round: int, evaluations: int) -> RoundReport:
+def imagined(round: int, evaluations: int, *, share: float = 1.0, measured: bool = True) -> RoundReport:
     """Return the report of a round that is not done, for a look ahead: better than the round before, in no time."""
-    metrics = dict.fromkeys(ROUND_METRICS, 0.0)
-    metrics |= {"validation/accuracy": 1 - 1 / (round + 2), "search/evaluations_per_example": float(evaluations)}
-    return RoundReport(round=round, policy="", strategy="", objective="", metrics=metrics)
+    metrics = dict.fromkeys(ROUND_METRICS if measured else COST_METRICS, 0.0)
+    metrics |= {"search/evaluations_per_example": float(evaluations)}
+    metrics |= {"validation/accuracy": 1 - 1 / (round + 2)} if measured else {}
+    return RoundReport(round=round, policy="", strategy="", objective="", metrics=metrics, share=share)
+
+
+def measured(reports: Sequence[RoundReport]) -> list[RoundReport]:
+    """Return the reports of the rounds that were measured on validation and test."""
+    return [report for report in reports if report.evaluated]
 
 
 def search_metric(layer: str, when: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
-from orchestrator.report import RoundReport, search_metric, solved_metric
+from orchestrator.report import EVALUATION_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
@@ -29,7 +29,7 @@ def run_rounds(work: Work) -> list[RoundReport]:
             if plan.search and plan.searched_round is None and initial is None:
                 initial = initial_network(work)
             report = _run_round(work, policy, plan, reports, initial)
-        _prune(work.store, plan.round)
+        _prune(work, plan.round)
         reports.append(report)
     return reports
 
@@ -73,10 +73,7 @@ def make_report(work: Work, plan: RoundPlan, search: SearchRecord, learn: LearnR
     """Return the report of a round; `overhead_s`: wall time of the round that was neither search nor learning."""
     config, found = work.config(plan), learn.attributes
     metrics = {
-        "test/accuracy": found["test_accuracy"],
-        "test/cross_entropy": found["test_cross_entropy"],
-        "validation/accuracy": found["validation_accuracy"],
-        "validation/cross_entropy": found["validation_cross_entropy"],
+        **{name: found[name.replace("/", "_")] for name in EVALUATION_METRICS if name.replace("/", "_") in found},
         **{search_metric(layer, "before"): value for layer, value in search.before.items()},
         **{search_metric(layer, "after"): value for layer, value in search.after.items()},
         **{solved_metric(layer): value for layer, value in search.solved.items()},
@@ -98,6 +95,7 @@ def make_report(work: Work, plan: RoundPlan, search: SearchRecord, learn: LearnR
         learned={"path": learn.network.path, "digest": learn.network.digest},
         shards=tuple({"path": shard["path"], "digest": shard["digest"]} for shard in search.shards),
         changes=plan.changes,
+        share=work.windows.of(plan.round).count / work.windows.examples,
         attempts={"search": sum(shard["attempt"] for shard in search.shards), "learn": learn.attempt},
     )
 
@@ -113,8 +111,12 @@ def _replay(work: Work, plan: RoundPlan, report: RoundReport) -> None:
     work.log.once("round_finished", plan.round, report=report.to_dict())
 
 
-def _prune(store: Store, round: int) -> None:
-    """Delete the checkpoints of a round that is done."""
-    folder = layout.checkpoint_folder(round)
-    for name in store.committed(folder):
-        store.delete(f"{folder}/{name}")
+def _prune(work: Work, round: int) -> None:
+    """Delete the checkpoints of a round that is done, and the learner's state before it, which no round goes on from any more."""
+    store = work.store
+    folders = [layout.checkpoint_folder(round)]
+    if round and work.run.config.learn.start == "continue":
+        folders.append(layout.state_folder(round - 1))
+    for folder in folders:
+        for name in store.committed(folder):
+            store.delete(f"{folder}/{name}")

@@ -101,7 +101,7 @@ def load_search(store: Store, round: int) -> SearchRecord:
 def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:
     if network is None:
         return _record(work, plan, None, {}, 0.0)
-    shards = shards_of(work.run.dataset["train"], work.run.config.searcher.shard_examples)
+    shards = shards_of(work.windows.of(plan.round), work.run.config.searcher.shard_examples)
     attempts = _attempts(work, plan.round)
     accepted = _accepted(work, plan, network, shards, attempts)
     missing = [shard for shard in range(len(shards)) if shard not in accepted]
@@ -116,7 +116,7 @@ def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRec
 
 def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: Sequence[Task], accepted: dict[int, Reference]) -> float:
     """Run `tasks`, add what they wrote to `accepted`, and return the wall time from the first start to the last result."""
-    total = work.run.dataset["train"]
+    total = sum(count for _, count in shards)
     before = sum(shards[shard][1] for shard in accepted)
     work.display.begin(f"round {plan.round}: search", total, "images")
     live = LiveSearch(

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.journal import Record, last_of_run, read_journal
 from orchestrator.live import text_of
 from orchestrator.runs import open_run, owner
+from repsearch.windows import windows_of
 from store import layout
 
 
@@ -26,8 +27,9 @@ def status_of(folder: Path) -> dict[str, Any]:
     run, records, holder = open_run(folder), read_journal(folder), owner(folder)
     finished = [record for record in records if record["kind"] == "round_finished"]
     round_number, current = _current(records)
-    metrics = finished[-1]["report"]["metrics"] if finished else {}
     epochs = _plan(records, round_number).get("epochs", run.config.learn.epochs)
+    window = windows_of(run.config, run.dataset["train"]).of(round_number)
+    accuracies = [record["report"]["metrics"].get("test/accuracy") for record in finished]
     phase = _phase(folder, records, round_number, study=bool(run.study)) if current and holder else ""
     return {
         "name": run.name,
@@ -42,12 +44,12 @@ def status_of(folder: Path) -> dict[str, Any]:
         "rounds_planned": run.config.rounds.count,
         "phase": phase,
         **_search(records, round_number, searching=phase == "search"),
-        **_shards(folder, round_number, run.study.get("images", run.dataset["train"]), run.config.searcher.shard_examples),
+        **_shards(folder, round_number, run.study.get("images", window.count), run.config.searcher.shard_examples),
         "epoch": _epoch(records, round_number) if current else 0,
         "epochs": epochs,
-        **_pace(records, round_number if current and holder else -1, epochs, run.dataset["train"]),
+        **_pace(records, round_number if current and holder else -1, epochs, window.count),
         "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
-        "test_accuracy": metrics.get("test/accuracy"),
+        "test_accuracy": next((accuracy for accuracy in reversed(accuracies) if accuracy is not None), None),
         "ended": finished[-1]["report"].get("ended", "") if finished else "",
         "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
     }

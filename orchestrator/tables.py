@@ -11,14 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.report import RoundReport, layers_of, search_metric
+from orchestrator.report import RoundReport, layers_of, measured, search_metric
 
 NOTHING = "-"
 _WIDE = 400
 
 
 def rounds_table(reports: Sequence[RoundReport], baseline: Sequence[RoundReport]) -> Table:
-    """Return one line per round, and the baseline's last round as the last line."""
+    """Return one line per round that was measured, and the baseline's last round as the last line."""
+    reports = measured(reports)
     layers = list(dict.fromkeys(layer for report in reports for layer in report.layers()))
     table = _table("round", "test accuracy")
     for layer in layers:

@@ -16,6 +16,7 @@ from orchestrator.scheduling import Daemon
 from orchestrator.tracking import Tracker
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.rpc.v1 import jobs_pb2
+from repsearch.windows import Windows, evaluated, windows_of
 from store import Reference, Store
 
 
@@ -73,6 +74,15 @@ class Work:
     fleet: Fleet
     layers: Sequence[str]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def windows(self) -> Windows:
+        """The examples of each round."""
+        return windows_of(self.run.config, self.run.dataset["train"])
+
+    def evaluated(self, round: int) -> bool:
+        """Whether the network of `round` is measured on validation and test."""
+        return evaluated(self.run.config, self.run.dataset["train"], round)
 
     def config(self, plan: RoundPlan) -> RunConfig:
         """Return the configuration of a round."""

@@ -7,6 +7,7 @@ rounds/00003/epochs/a01-e0007                the network of attempt 1 after epoc
 rounds/00003/search/00017-a2                 shard 17, attempt 2
 rounds/00003/round.json, report.json         the attempts that count; the figures of the round
 checkpoints/00003/a01-e0007                  the learner's state of attempt 1 after epoch 7
+states/00003/a1                              the learner's state after the round, with `learn.start = "continue"`
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ def shard_path(round: int, shard: int, attempt: int) -> str:
 def checkpoint_path(round: int, attempt: int, epoch: int) -> str:
     """The learner's state of an attempt after an epoch; names sort by attempt, then epoch."""
     return f"{checkpoint_folder(round)}/a{attempt:02d}-e{epoch:04d}"
+
+
+def state_path(round: int, attempt: int) -> str:
+    """The learner's state after a round, from which the next round goes on."""
+    return f"{state_folder(round)}/a{attempt}"
+
+
+def state_folder(round: int) -> str:
+    """Folder of the learner's state after a round, all attempts."""
+    return f"states/{round:05d}"
 
 
 def round_document(round: int) -> str:

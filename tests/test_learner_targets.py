@@ -61,7 +61,7 @@ def test_no_names_no_reading(data: Data, network: SearchableNetwork) -> None:
         (((0, 20), (30, 48)), r"examples 20\.\.29 are in no shard \(before rounds/00001/search/00001-a1\)"),
         (((5, 48),), r"examples 0\.\.4 are in no shard"),
         (((0, 30), (20, 48)), r"examples from 20 are in two shards"),
-        (((0, 40),), r"cover 40 examples, the training set has 48"),
+        (((0, 40),), r"cover 40 examples, the round has 48"),
         ((), r"cover 0 examples"),
     ],
 )

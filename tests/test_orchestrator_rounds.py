@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class FakeDaemon:
         self.address, self.store, self.failing, self.usual = address, store, "", ""
         self.searches, self.learns, self.initialised = list[jobs_pb2.SearchSpec](), list[jobs_pb2.LearnSpec](), 0
         self.configs = list[RunConfig]()
+        self.measures: Callable[[jobs_pb2.LearnSpec], bool] = lambda spec: True
         self._requests: dict[str, jobs_pb2.StartRequest] = {}
 
     def start(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
@@ -88,6 +89,7 @@ class FakeDaemon:
         spec = request.learn
         self.learns.append(spec)
         scores = {f"{split}_{name}": 0.5 for split in ("test", "validation") for name in ("accuracy", "cross_entropy")}
+        scores = scores if self.measures(spec) else {}
         epochs = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, spec.epochs + 1)]
         attributes = {"kind": "network", "learn_digest": spec.digest, "seconds": 1.5, "examples": 100, "epochs": epochs, **scores}
         return self.store.write(spec.output_path, {"p": np.full(3, spec.round)}, attributes=attributes)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from orchestrator.policies import RoundPlan, RoundPolicy, composing, make_policy, reason_of
-from orchestrator.report import ROUND_METRICS, RoundReport
+from orchestrator.report import COST_METRICS, ROUND_METRICS, RoundReport
 from repsearch.config import RunConfig, loading, parse_config, with_search
 from repsearch.errors import ConfigError
 from repsearch.families import POLICIES, Family
@@ -221,7 +221,7 @@ def test_a_run_that_is_cut_still_has_its_closing_round(cut: dict[str, Any], monk
 
 
 OUTSIDE = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 from orchestrator.policies import RoundPlan
 
@@ -266,3 +266,16 @@ def test_a_policy_of_another_package_plans_the_rounds(tmp_path: Path, monkeypatc
     assert [plan.config(config).search.input_noise for plan in found] == [0.1, 0.5]
     with pytest.raises(ConfigError, match=r"rounds\.policy\.frist: unknown key 'frist'; did you mean 'first'"):
         parse_config({"rounds": {"policy": {"name": "doubling", "frist": 1}}})
+
+
+def test_windows_count_by_their_share_and_a_run_ends_where_it_is_measured() -> None:
+    def window(number: int) -> RoundReport:
+        whole = report(number, validation=0.5, evaluations=100, seconds=10)
+        metrics = whole.metrics if number % 2 else {name: whole.metrics[name] for name in COST_METRICS}
+        return replace(whole, metrics=metrics, share=0.5)
+
+    history = [window(number) for number in range(9)]
+    found, reason = rounds_of(history, count=9, max_evaluations=120)
+    assert (len(found), reason) == (4, "budget: rounds.max_evaluations = 120 is spent by 200 candidate evaluations per example")
+    found, reason = rounds_of(history, count=9, plateau=1)
+    assert (len(found), "of round 1" in reason) == (4, True)

@@ -87,4 +87,4 @@ def variants_of(policy: RoundPolicy, plan: RoundPlan, config: RunConfig) -> list
 
 def warm_round(number: int, config: RunConfig) -> int | None:
     """Return the round that round `number` goes on learning from under `learn.start`."""
-    return number - 1 if number > 0 and config.learn.start == "warm" else None
+    return number - 1 if number > 0 and config.learn.start != "fresh" else None

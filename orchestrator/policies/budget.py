@@ -1,11 +1,11 @@
 """An end by cost: candidate evaluations per example, or seconds, of all rounds together (`rounds.max_evaluations`, `rounds.max_seconds`).
 
-Cost is read from reports, so that a resumed run ends where it would have ended; it is looked at after each round.
+Cost is read from reports, so that a resumed run ends where it would have ended; it is looked at after each round that is measured,
+so that the last network of a run is.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,8 +30,13 @@ class Budget(Cut):
         )
         found: list[tuple[int, str]] = []
         for name, most, metric, text in budgets:
-            spent = itertools.accumulate(report.metrics[metric] for report in history)
-            over = next(((count, total) for count, total in enumerate(spent, start=1) if most is not None and total >= most), None)
-            if over is not None:
-                found.append((over[0], f"budget: rounds.{name} = {most:g} is spent by {text.format(over[1])}"))
+            if most is None:
+                continue
+            spent = 0.0
+            for count, report in enumerate(history, start=1):
+                # A round covers its window alone; its seconds are its own.
+                spent += report.metrics[metric] * (report.share if name == "max_evaluations" else 1)
+                if spent >= most and report.evaluated:
+                    found.append((count, f"budget: rounds.{name} = {most:g} is spent by {text.format(spent)}"))
+                    break
         return min(found, default=None, key=lambda end: end[0])

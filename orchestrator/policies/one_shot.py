@@ -21,11 +21,16 @@ class OneShot:
     searches: ClassVar[bool] = True
 
     def check(self, config: RunConfig) -> None:
-        """Raise `ConfigError` for more than one round."""
+        """Raise `ConfigError` for more than one round, or a part of the examples."""
         if config.rounds.count != 1:
             raise ConfigError(
                 f"rounds.count: {config.rounds.count} rounds, but the policy one_shot searches once; "
                 "set rounds.count = 1, or choose the policy closed_loop"
+            )
+        if config.rounds.examples_per_round is not None:
+            raise ConfigError(
+                f"rounds.examples_per_round: {config.rounds.examples_per_round}, but the policy one_shot searches all training examples; "
+                "leave it out, or choose the policy closed_loop"
             )
 
     def next(self, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:

@@ -44,7 +44,7 @@ class Plateau(Cut):
         ends = plateaus(history, config)
         if len(ends) <= allowed:
             return None
-        best = max(range(ends[allowed]), key=lambda round: history[round].metrics[MEASURE])
+        best = max(range(ends[allowed]), key=lambda round: history[round].metrics.get(MEASURE, -1.0))
         value = f"{history[best].metrics[MEASURE]:.2%}"
         return ends[
             allowed
@@ -68,6 +68,8 @@ def plateaus(history: Sequence[RoundReport], config: RunConfig) -> list[int]:
     """Return after how many rounds each plateau ended: rounds in a row without a better validation accuracy, counted anew after each."""
     best, since, ends = -math.inf, 0, list[int]()
     for rounds, report in enumerate(history, start=1):
+        if not report.evaluated:
+            continue
         since += 1
         if report.metrics[MEASURE] > best:
             best, since = report.metrics[MEASURE], 0

@@ -25,7 +25,7 @@ from orchestrator.daemons import check_fleet, connected
 from orchestrator.execution import check_same_data, opened
 from orchestrator.local import LocalDaemons, LocalSpec, local_specs
 from orchestrator.preflight import Preflight, check_run, library_versions
-from orchestrator.report import RoundReport
+from orchestrator.report import RoundReport, measured
 from orchestrator.rounds import run_rounds
 from orchestrator.runs import Run, RunLock, create_folder, new_run_id, open_run, save_run
 from repsearch.config import RunConfig
@@ -110,7 +110,7 @@ class Worker:
                     save_run(run)
                 check_fleet(run, fleet)
                 with opened(run, list(preflight.layers), fleet, _Silent(), resumed=resumed) as work:
-                    result = replace(_result(run_rounds(work)), wall_s=time.monotonic() - begin, resumed=resumed)
+                    result = replace(_result(run_rounds(work), run.dataset["train"]), wall_s=time.monotonic() - begin, resumed=resumed)
                 _write(folder / RESULT, asdict(result))
                 if request.prune:
                     shutil.rmtree(folder / layout.ROUNDS_FOLDER, ignore_errors=True)
@@ -178,13 +178,13 @@ def _new_run(folder: Path, preflight: Preflight, sweep: Mapping[str, Any]) -> Ru
     )
 
 
-def _result(reports: Sequence[RoundReport]) -> Result:
+def _result(reports: Sequence[RoundReport], examples: int) -> Result:
     def total(name: str) -> float:
         return sum(report.metrics[name] for report in reports)
 
     return Result(
-        metrics=dict(reports[-1].metrics),
-        evaluations=total("search/evaluations_per_example"),
+        metrics=dict(measured(reports)[-1].metrics),
+        evaluations=total("search/evaluations") / examples,
         search_s=total("seconds/search"),
         learn_s=total("seconds/learn"),
         seconds=total("seconds/round"),

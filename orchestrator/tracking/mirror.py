@@ -24,6 +24,8 @@ logger = logging.getLogger("orchestrator.tracking")
 
 CHILD_ROUNDS = 100
 """Rounds that get a child run; MLflow's interface becomes slow with thousands of runs. The parent has every round's metrics."""
+CURVE_ROUNDS = 500
+"""Rounds on the run's curves, beside those that were measured."""
 FIGURE_INTERVAL_S = 10.0
 """The parent's figure is redrawn at most this often, and at the end."""
 PARAMS_BATCH = 100
@@ -44,6 +46,11 @@ class Story:
     """The newest `network_ready` record."""
     running: bool = False
     """Started and not finished."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether rounds are windows of the training set, of which there are many."""
+        return self.started["config"]["rounds"].get("examples_per_round") is not None
 
     def add(self, record: Record) -> None:
         """Take in one record."""
@@ -166,7 +173,8 @@ class Mirror:
     def _round_finished(self, record: Record) -> None:
         round = record["round"]
         values = self._round_values(record)
-        self.metrics.add(self.state.parent, values)
+        if self._sampled(record):
+            self.metrics.add(self.state.parent, values)
         child = self._child(record)
         curves = self.story.curves.pop(round, {})
         if child:
@@ -194,13 +202,18 @@ class Mirror:
         self.runs.end(self.state.parent, record["status"], record["time"])
 
     def _child(self, record: Record) -> str:
-        if record["round"] >= CHILD_ROUNDS:
+        if record["round"] >= CHILD_ROUNDS or self.story.windowed:
             return ""
         known = record["round"] in self.state.children
         child = self.runs.child(record["round"], tags=self.story.tags, start=record["time"])
         if not known:
             self.state.save(self.folder)
         return child
+
+    def _sampled(self, record: Record) -> bool:
+        """Whether the round is on the run's curves: all rounds if they are few, else every so many, and those that were measured."""
+        every = -(-self.story.started["config"]["rounds"]["count"] // CURVE_ROUNDS)
+        return record["round"] % every == 0 or "test/accuracy" in record["report"]["metrics"]
 
     def _round_values(self, record: Record) -> list[Value]:
         return [Value(key, record["round"], value, record["time"]) for key, value in record["report"]["metrics"].items()]

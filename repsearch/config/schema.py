@@ -90,8 +90,9 @@ class LearnConfig(Section):
     one of this number, from 0."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of initial parameters, batch order and augmentation, where it is not to be `run.seed`."""
-    start: Literal["fresh", "warm"] = "fresh"
-    """Each round learns from initial parameters, or goes on from the network of the round before."""
+    start: Literal["fresh", "warm", "continue"] = "fresh"
+    """Each round learns from initial parameters (`fresh`), goes on from the network of the round before (`warm`), or goes on with
+    everything (`continue`): network, optimiser and a learning-rate schedule that spans all rounds."""
     epochs: int = Field(default=12, ge=1)
     """Passes over the training set per round."""
     batch_size: int = Field(default=125, ge=2)
@@ -141,6 +142,12 @@ class RoundsConfig(Section):
     """Round policy (family `policies`)."""
     count: int = Field(default=3, ge=1)
     """Number of rounds, at most."""
+    examples_per_round: int | None = Field(default=None, ge=2)
+    """Training images of a round: a window of neighbouring ones, of which the last of a pass may be smaller. Each pass over the training
+    set takes every window once, in an order from the seed; `learn.epochs` are passes over the window. None: all of them, every round."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Rounds from one measurement on validation and test to the next; the last round is always measured. None: once per pass over the
+    training set."""
     schedule: list[ScheduleEntry] = []
     """Other settings from some round on: `{from_round = 3, epochs = 4, search = {layers = [2], strategy = {population = 48}}}`. An entry
     stands up to the next one's round, and changes what it names of `learn.epochs` and of `[search]`."""

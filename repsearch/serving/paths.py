@@ -69,3 +69,7 @@ def _spec_paths(request: jobs_pb2.StartRequest) -> Iterator[tuple[str, str]]:
         yield from ((f"learn.shards[{index}].path", shard.path) for index, shard in enumerate(request.learn.shards))
         if request.learn.HasField("initial_network"):
             yield "learn.initial_network.path", request.learn.initial_network.path
+        if request.learn.HasField("state"):
+            yield "learn.state.path", request.learn.state.path
+        if request.learn.state_path:
+            yield "learn.state_path", request.learn.state_path

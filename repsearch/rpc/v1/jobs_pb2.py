@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brepsearch/rpc/v1/jobs.proto\x12\x10repsearch.rpc.v1\"\x10\n\x0eGetInfoRequest\"\xcd\x02\n\x04Info\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x17\n\x0fpackage_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x12\n\nstore_root\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x17\n\x0funfinished_jobs\x18\n \x03(\t\x12\x38\n\tlibraries\x18\x0b \x03(\x0b\x32%.repsearch.rpc.v1.Info.LibrariesEntry\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x02\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x10\n\x08run_path\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12,\n\x05\x63heck\x18\n \x01(\x0b\x32\x1b.repsearch.rpc.v1.CheckSpecH\x00\x12\x36\n\ninitialise\x18\x0b \x01(\x0b\x32 .repsearch.rpc.v1.InitialiseSpecH\x00\x12.\n\x06search\x18\x0c \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\r \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x42\x06\n\x04spec\"\x0b\n\tCheckSpec\"%\n\x0eInitialiseSpec\x12\x13\n\x0boutput_path\x18\x01 \x01(\t\")\n\tReference\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xad\x01\n\nSearchSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x07network\x18\x06 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0f\n\x07trained\x18\x07 \x01(\x08\x12\x13\n\x0boutput_path\x18\x08 \x01(\t\"\xf6\x01\n\tLearnSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12+\n\x06shards\x18\x03 \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x34\n\x0finitial_network\x18\x04 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x13\n\x0boutput_path\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\x06 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x18\n\x10searched_network\x18\t \x01(\t\"5\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x1c\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\";\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"\xbd\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.repsearch.rpc.v1.Progress\x12*\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x08 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12\x15\n\rlast_sequence\x18\n \x01(\x04\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\"\x83\x01\n\x08Progress\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\x06search\x18\x06 \x01(\x0b\x32\x1d.repsearch.rpc.v1.SearchState\"\x97\x01\n\x0bSearchState\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\r\n\x05\x61head\x18\x03 \x01(\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\r\x12\x13\n\x0bgenerations\x18\x06 \x01(\r\"A\n\nLayerState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcross_entropy\x18\x02 \x03(\x01\x12\x0e\n\x06solved\x18\x03 \x01(\x01\"1\n\x05Point\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05value\x18\x03 \x01(\x01\"1\n\x06Points\x12\'\n\x06points\x18\x01 \x03(\x0b\x32\x17.repsearch.rpc.v1.Point\"\xcd\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12*\n\x06points\x18\x0b \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12&\n\x05state\x18\x0c \x01(\x0b\x32\x15.repsearch.rpc.v1.JobH\x00\x12/\n\theartbeat\x18\r \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0b*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xd1\x02\n\x08Searcher\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job2\xd0\x02\n\x07Learner\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brepsearch/rpc/v1/jobs.proto\x12\x10repsearch.rpc.v1\"\x10\n\x0eGetInfoRequest\"\xcd\x02\n\x04Info\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x17\n\x0fpackage_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x12\n\nstore_root\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x17\n\x0funfinished_jobs\x18\n \x03(\t\x12\x38\n\tlibraries\x18\x0b \x03(\x0b\x32%.repsearch.rpc.v1.Info.LibrariesEntry\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x02\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x10\n\x08run_path\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12,\n\x05\x63heck\x18\n \x01(\x0b\x32\x1b.repsearch.rpc.v1.CheckSpecH\x00\x12\x36\n\ninitialise\x18\x0b \x01(\x0b\x32 .repsearch.rpc.v1.InitialiseSpecH\x00\x12.\n\x06search\x18\x0c \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\r \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x42\x06\n\x04spec\"\x0b\n\tCheckSpec\"%\n\x0eInitialiseSpec\x12\x13\n\x0boutput_path\x18\x01 \x01(\t\")\n\tReference\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xad\x01\n\nSearchSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x07network\x18\x06 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0f\n\x07trained\x18\x07 \x01(\x08\x12\x13\n\x0boutput_path\x18\x08 \x01(\t\"\xe9\x02\n\tLearnSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12+\n\x06shards\x18\x03 \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x34\n\x0finitial_network\x18\x04 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x13\n\x0boutput_path\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\x06 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x18\n\x10searched_network\x18\t \x01(\t\x12\r\n\x05\x66irst\x18\n \x01(\x04\x12\r\n\x05\x63ount\x18\x0b \x01(\x04\x12*\n\x05state\x18\x0c \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x12\n\nstate_path\x18\r \x01(\t\x12\x13\n\x0bunevaluated\x18\x0e \x01(\x08\"5\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x1c\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\";\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"\xbd\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.repsearch.rpc.v1.Progress\x12*\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x08 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12\x15\n\rlast_sequence\x18\n \x01(\x04\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\"\x83\x01\n\x08Progress\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\x06search\x18\x06 \x01(\x0b\x32\x1d.repsearch.rpc.v1.SearchState\"\x97\x01\n\x0bSearchState\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\r\n\x05\x61head\x18\x03 \x01(\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\r\x12\x13\n\x0bgenerations\x18\x06 \x01(\r\"A\n\nLayerState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcross_entropy\x18\x02 \x03(\x01\x12\x0e\n\x06solved\x18\x03 \x01(\x01\"1\n\x05Point\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05value\x18\x03 \x01(\x01\"1\n\x06Points\x12\'\n\x06points\x18\x01 \x03(\x0b\x32\x17.repsearch.rpc.v1.Point\"\xcd\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12*\n\x06points\x18\x0b \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12&\n\x05state\x18\x0c \x01(\x0b\x32\x15.repsearch.rpc.v1.JobH\x00\x12/\n\theartbeat\x18\r \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0b*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xd1\x02\n\x08Searcher\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job2\xd0\x02\n\x07Learner\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFO_LIBRARIESENTRY']._loaded_options = None
   _globals['_INFO_LIBRARIESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2436
-  _globals['_JOBSTATE']._serialized_end=2590
+  _globals['_JOBSTATE']._serialized_start=2551
+  _globals['_JOBSTATE']._serialized_end=2705
   _globals['_GETINFOREQUEST']._serialized_start=49
   _globals['_GETINFOREQUEST']._serialized_end=65
   _globals['_INFO']._serialized_start=68
@@ -52,31 +52,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHSPEC']._serialized_start=833
   _globals['_SEARCHSPEC']._serialized_end=1006
   _globals['_LEARNSPEC']._serialized_start=1009
-  _globals['_LEARNSPEC']._serialized_end=1255
-  _globals['_WATCHREQUEST']._serialized_start=1257
-  _globals['_WATCHREQUEST']._serialized_end=1310
-  _globals['_GETREQUEST']._serialized_start=1312
-  _globals['_GETREQUEST']._serialized_end=1340
-  _globals['_CANCELREQUEST']._serialized_start=1342
-  _globals['_CANCELREQUEST']._serialized_end=1387
-  _globals['_FAILURE']._serialized_start=1389
-  _globals['_FAILURE']._serialized_end=1448
-  _globals['_JOB']._serialized_start=1451
-  _globals['_JOB']._serialized_end=1768
-  _globals['_PROGRESS']._serialized_start=1771
-  _globals['_PROGRESS']._serialized_end=1902
-  _globals['_SEARCHSTATE']._serialized_start=1905
-  _globals['_SEARCHSTATE']._serialized_end=2056
-  _globals['_LAYERSTATE']._serialized_start=2058
-  _globals['_LAYERSTATE']._serialized_end=2123
-  _globals['_POINT']._serialized_start=2125
-  _globals['_POINT']._serialized_end=2174
-  _globals['_POINTS']._serialized_start=2176
-  _globals['_POINTS']._serialized_end=2225
-  _globals['_EVENT']._serialized_start=2228
-  _globals['_EVENT']._serialized_end=2433
-  _globals['_SEARCHER']._serialized_start=2593
-  _globals['_SEARCHER']._serialized_end=2930
-  _globals['_LEARNER']._serialized_start=2933
-  _globals['_LEARNER']._serialized_end=3269
+  _globals['_LEARNSPEC']._serialized_end=1370
+  _globals['_WATCHREQUEST']._serialized_start=1372
+  _globals['_WATCHREQUEST']._serialized_end=1425
+  _globals['_GETREQUEST']._serialized_start=1427
+  _globals['_GETREQUEST']._serialized_end=1455
+  _globals['_CANCELREQUEST']._serialized_start=1457
+  _globals['_CANCELREQUEST']._serialized_end=1502
+  _globals['_FAILURE']._serialized_start=1504
+  _globals['_FAILURE']._serialized_end=1563
+  _globals['_JOB']._serialized_start=1566
+  _globals['_JOB']._serialized_end=1883
+  _globals['_PROGRESS']._serialized_start=1886
+  _globals['_PROGRESS']._serialized_end=2017
+  _globals['_SEARCHSTATE']._serialized_start=2020
+  _globals['_SEARCHSTATE']._serialized_end=2171
+  _globals['_LAYERSTATE']._serialized_start=2173
+  _globals['_LAYERSTATE']._serialized_end=2238
+  _globals['_POINT']._serialized_start=2240
+  _globals['_POINT']._serialized_end=2289
+  _globals['_POINTS']._serialized_start=2291
+  _globals['_POINTS']._serialized_end=2340
+  _globals['_EVENT']._serialized_start=2343
+  _globals['_EVENT']._serialized_end=2548
+  _globals['_SEARCHER']._serialized_start=2708
+  _globals['_SEARCHER']._serialized_end=3045
+  _globals['_LEARNER']._serialized_start=3048
+  _globals['_LEARNER']._serialized_end=3384
 # @@protoc_insertion_point(module_scope)

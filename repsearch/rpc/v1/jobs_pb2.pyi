@@ -124,7 +124,7 @@ class SearchSpec(_message.Message):
     def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., attempt: _Optional[int] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., network: _Optional[_Union[Reference, _Mapping]] = ..., trained: _Optional[bool] = ..., output_path: _Optional[str] = ...) -> None: ...
 
 class LearnSpec(_message.Message):
-    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network")
+    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network", "first", "count", "state", "state_path", "unevaluated")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,11 @@ class LearnSpec(_message.Message):
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SEARCHED_NETWORK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_PATH_FIELD_NUMBER: _ClassVar[int]
+    UNEVALUATED_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     shards: _containers.RepeatedCompositeFieldContainer[Reference]
@@ -143,7 +148,12 @@ class LearnSpec(_message.Message):
     epochs: int
     digest: str
     searched_network: str
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ...) -> None: ...
+    first: int
+    count: int
+    state: Reference
+    state_path: str
+    unevaluated: bool
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., state: _Optional[_Union[Reference, _Mapping]] = ..., state_path: _Optional[str] = ..., unevaluated: _Optional[bool] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("job_id", "from_sequence")
