@@ -157,12 +157,18 @@ def state_arrays(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
 def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
     """Set parameters, buffers and optimiser state from what `state_arrays` returned; raises `StoreError` if the network does not fit."""
     load_arrays(network, {name.removeprefix(NETWORK): array for name, array in arrays.items() if name.startswith(NETWORK)})
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in arrays.items():
         if name.startswith(OPTIMISER):
             index, _, key = name.removeprefix(OPTIMISER).partition("/")
-            state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
+            state.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], torch.from_numpy(np.array(array)))
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return `value` in the memory format of its parameter: fused steps walk through both in the order of memory."""
+    return value if value.shape != parameter.shape else torch.empty_like(parameter, device="cpu", dtype=value.dtype).copy_(value)
 
 
 def best_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

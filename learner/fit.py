@@ -18,7 +18,7 @@ import torch
 from learner.batches import Batch, Batches
 from learner.checkpoints import BEST, Checkpoint, Checkpoints, best_arrays, load_state, state_arrays
 from learner.evaluation import evaluate
-from learner.forward import loss_function
+from learner.forward import MEMORY_FORMAT, loss_function
 from learner.keeping import best_epoch, plateaued
 from learner.objectives.base import LearningObjective, Loss
 from learner.optimisers.base import OptimiserSpec
@@ -125,7 +125,8 @@ def fit(
 
 
 def optimiser_of(spec: OptimiserSpec, network: SearchableNetwork) -> torch.optim.Optimizer:
-    """Return a fresh optimiser of the parameters that learn."""
+    """Return a fresh optimiser of the parameters that learn, and lay the network out in memory as it learns fastest."""
+    network.to(memory_format=MEMORY_FORMAT)
     return spec.build(parameter for parameter in network.parameters() if parameter.requires_grad)
 
 

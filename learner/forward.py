@@ -17,6 +17,9 @@ from learner.objectives.base import LearningObjective, Loss, Outputs, outputs_of
 from repsearch.config import LearnConfig
 from repsearch.networks import SearchableNetwork
 
+MEMORY_FORMAT = torch.channels_last
+"""How images and convolutions lie in memory. With few channels on a CPU, a step takes 0.6 to 0.75 of its time with `contiguous_format`."""
+
 
 def loss_function(network: SearchableNetwork, objective: LearningObjective, learn: LearnConfig) -> Callable[[Batch], Loss]:
     """Return the function from a batch on the network's device to its loss, as `learn.precision` and `learn.compile` say."""
