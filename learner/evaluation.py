@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.forward import MEMORY_FORMAT
 from repsearch.datasets.base import Split
 from repsearch.networks import SearchableNetwork
 
@@ -29,7 +30,7 @@ class Evaluation:
 def evaluate(network: SearchableNetwork, split: Split) -> Evaluation:
     """Return the evaluation of `network` in evaluation mode on `split`, which lies on any device; the network's mode is kept."""
     device, training = network.mean.device, network.training
-    network.eval()
+    network.eval().to(memory_format=MEMORY_FORMAT)
     right, total = 0, 0.0
     for images, labels in _batches(split):
         logits, labels = network(images.to(device)), labels.to(device)
