@@ -139,7 +139,7 @@ def initialise(run: Run, path: str) -> Reference:
 
 
 def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
-    """Train a network as `task` says, evaluate it on validation and test, and write it; returns its reference."""
+    """Train a network as `task` says, evaluate it, and write it; returns its reference."""
     config, data = run.config, run.data
     network = _initial_network(run, task)
     objective = _objective(config)
@@ -163,6 +163,8 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     ):
         state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context, optimiser)
     evaluations = {"validation": evaluate(network, validation), "test": evaluate(network, test)} if task.evaluates else {}
+    if task.evaluates and data.fitness is not None:
+        evaluations["fitness"] = evaluate(network, data.fitness)
     attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
     if task.state_path:

@@ -306,7 +306,7 @@ def _print_plan(console: Console, name: str, preflight: Any) -> None:
     from orchestrator.tables import fields_table, print_table
 
     config, dataset, shards = preflight.config, preflight.dataset, preflight.shards()
-    splits = ", ".join(f"{dataset[split]} {split}" for split in ("train", "validation", "test"))
+    splits = ", ".join(f"{dataset[split]} {split}" for split in ("train", "validation", "test", "fitness") if split in dataset)
     shape = "x".join(map(str, dataset["input_shape"]))
     rounds = [
         f"{plan.round}: "

@@ -132,6 +132,7 @@ def _load(config: RunConfig) -> Data:
 
 def _facts(config: RunConfig, data: Data) -> dict[str, Any]:
     sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    sizes |= {} if data.fitness is None else {"fitness": len(data.fitness)}
     return {"name": data.name, "digest": data.digest, "classes": list(data.classes), **sizes, "input_shape": list(data.input_shape)}
 
 

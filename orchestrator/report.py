@@ -13,6 +13,8 @@ from repsearch.errors import StoreError
 
 EVALUATION_METRICS = ("test/accuracy", "test/cross_entropy", "validation/accuracy", "validation/cross_entropy")
 """The metrics of a round whose network was measured (`rounds.evaluate_every`)."""
+FITNESS_METRICS = ("fitness/accuracy", "fitness/cross_entropy")
+"""The metrics that such a round has as well where examples are set apart for fitness (`dataset.fitness`)."""
 COST_METRICS = (
     "search/evaluations",
     "search/evaluations_per_example",
@@ -61,7 +63,11 @@ class RoundReport:
     def __post_init__(self) -> None:
         wanted = ROUND_METRICS if any(name in self.metrics for name in EVALUATION_METRICS) else COST_METRICS
         missing = [name for name in wanted if name not in self.metrics]
-        known = (*ROUND_METRICS, *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)))
+        known = (
+            *ROUND_METRICS,
+            *FITNESS_METRICS,
+            *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)),
+        )
         unknown = [name for name in self.metrics if name not in known]
         wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if missing or unknown or wrong:

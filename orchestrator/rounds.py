@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
-from orchestrator.report import EVALUATION_METRICS, RoundReport, search_metric, solved_metric
+from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
@@ -73,7 +73,7 @@ def make_report(work: Work, plan: RoundPlan, search: SearchRecord, learn: LearnR
     """Return the report of a round; `overhead_s`: wall time of the round that was neither search nor learning."""
     config, found = work.config(plan), learn.attributes
     metrics = {
-        **{name: found[name.replace("/", "_")] for name in EVALUATION_METRICS if name.replace("/", "_") in found},
+        **{name: found[name.replace("/", "_")] for name in (*EVALUATION_METRICS, *FITNESS_METRICS) if name.replace("/", "_") in found},
         **{search_metric(layer, "before"): value for layer, value in search.before.items()},
         **{search_metric(layer, "after"): value for layer, value in search.after.items()},
         **{solved_metric(layer): value for layer, value in search.solved.items()},

@@ -135,7 +135,7 @@ def _by_loops(
         return values_WT.flatten(0, 1) if whole else values_WT[real_WT]
 
     index_T = rows(group.index_WT)
-    keys_T = plan.keys(index_T, replicate, "search", plan.layers[layer.position])
+    keys_T = plan.search_keys(index_T, replicate, layer.position)
     starts_TSGM = rows(starts_WTSX).reshape(len(index_T), starts_WTSX.shape[2], *layer.groups)
     generations = compiled.strategy.generations_at(layer.position) + 1
     told = 0
@@ -233,7 +233,7 @@ def _packs(plan: SearchPlan, layer: SearchLayer, starts_WTSX: Tensor, group: Gro
     packs = []
     W, T, S = starts_WTSX.shape[:3]
     for tile in range(W):
-        keys_T = plan.keys(group.index_WT[tile], replicate, "search", plan.layers[layer.position])
+        keys_T = plan.search_keys(group.index_WT[tile], replicate, layer.position)
         start_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
         state = plan.strategy.init(start_TSGM, layer=layer, labels_B=group.labels_WT[tile], keys_B=keys_T)
         real_T = group.real_WT[tile]

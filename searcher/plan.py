@@ -45,6 +45,12 @@ class SearchPlan:
         more: tuple[int | str, ...] = ("replicate", replicate) if replicate else ()
         return keys_of(seed_of(self.seed, purpose, self.round, *parts, *more), index_T)
 
+    def search_keys(self, index_T: Tensor, replicate: int, position: int) -> Tensor:
+        """Return the key per example that the strategy is given at the `position`-th search layer."""
+        if self.strategy.traits.one_key:
+            return keys_of(seed_of(self.seed, "example"), index_T)
+        return self.keys(index_T, replicate, "search", self.layers[position])
+
 
 @dataclass(frozen=True)
 class Group:

@@ -124,6 +124,18 @@ def test_what_determines_the_search_is_in_both_digests(override: str) -> None:
     assert learn_digest(changed(override)) != learn_digest(changed())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "search", "learn"),
+    [
+        ([], "8439fdb707ce", "c4886d8922f2"),
+        (["search.strategy.name=class_code"], "7192d4b3173e", "433b8c254d82"),
+    ],
+)
+def test_configurations_from_before_a_field_keep_their_digests(overrides: list[str], search: str, learn: str) -> None:
+    config = parse_config(with_overrides({}, overrides))
+    assert (search_digest(config)[:12], learn_digest(config)[:12]) == (search, learn)
+
+
 def test_learning_is_in_the_digest_of_learning_alone() -> None:
     assert search_digest(changed("learn.epochs=3")) == search_digest(changed())
     assert learn_digest(changed("learn.epochs=3")) != learn_digest(changed())

@@ -38,6 +38,30 @@ def test_held_out_examples_do_not_depend_on_the_training_subset() -> None:
     assert torch.equal(small.train, large.train[:5])
 
 
+def test_examples_for_fitness_are_apart_and_leave_a_training_subset_as_it_was() -> None:
+    without = choose(pool=50, train=20, validation=10, test=10, seed=1)
+    choice = choose(pool=50, train=20, validation=10, test=10, seed=1, fitness=7)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(choice, part), getattr(without, part))
+    parts = [choice.train, choice.validation, choice.test, choice.fitness]
+    assert len(choice.fitness) == 7 and len(set(torch.cat(parts).tolist())) == 47
+    assert len(choose(pool=50, train=None, validation=10, test=10, seed=1, fitness=7).train) == 23
+    with pytest.raises(DatasetError, match=r"dataset\.fitness: 30 examples asked for, but there are 30"):
+        choose(pool=50, train=None, validation=10, test=10, seed=1, fitness=30)
+
+
+def test_data_without_examples_for_fitness_keep_their_digest() -> None:
+    parts = {"train": split_of(9), "validation": split_of(3), "test": split_of(3)}
+    plain = assemble("x", ["a", "b", "c"], **parts)
+    assert (
+        plain.digest
+        == data_digest(["a", "b", "c"], list(parts.values()))
+        == assemble("x", ["a", "b", "c"], **parts, fitness=split_of(0)).digest
+    )
+    apart = assemble("x", ["a", "b", "c"], **parts, fitness=split_of(4))
+    assert apart.digest != plain.digest and apart.fitness is not None and plain.fitness is None
+
+
 def test_the_choice_is_a_function_of_the_seed() -> None:
     first, again, other = (choose(pool=50, train=None, validation=5, test=5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.train, again.train)

@@ -127,6 +127,14 @@ def test_cross_entropy_learns_without_shards_and_regression_does_not(tmp_path: P
         learn(tmp_path, digits_config(), learn_spec([], attempt=2))
 
 
+def test_what_is_apart_for_fitness_is_measured(tmp_path: Path) -> None:
+    config = digits_config(dataset={"fitness": 60}, learn={"objective": "cross_entropy", "epochs": 2})
+    result = learn(tmp_path, config, learn_spec([], epochs=2))
+    measured = ZarrStore(tmp_path / "run").manifest(Reference(result.path, result.digest)).attributes
+    assert 0 < measured["fitness_accuracy"] < 1 and measured["fitness_cross_entropy"] > 0
+    assert len({measured[f"{split}_cross_entropy"] for split in ("fitness", "validation", "test")}) == 3
+
+
 def test_learning_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
     config = digits_config(learn={"objective": {"name": "cross_entropy"}, "optimiser": {"name": "sgd", "lr": 1e-12}})
     first = learn(tmp_path, config, learn_spec([]))

@@ -37,6 +37,14 @@ VARIANTS: dict[str, dict[str, object]] = {
     "best of low resolution": {"name": "evolution_strategy", **MOVES, "noise": "low_resolution", "target": "best"},
     "channels that stop": {"name": "evolution_strategy", **MOVES, "noise": "channel", "stop_probability": 0.4},
     "best of gradient": {"name": "gradient", **EXAMPLES["gradient"], "target": "best", "stop_probability": 0.4},
+    "searched code": {
+        "name": "class_code",
+        "frequency": [2.0, 1.0, 0.0],
+        "codes_per_class": 2,
+        "code_seed": 3,
+        "mix": 0.5,
+        "strength": [2.0, 1.0, 1.0],
+    },
     "mixed code": {"name": "class_code", "blur_passes": [1, 0, 0], "mix": 0.4, "logits": "own"},
 }
 """Members, and settings of theirs that take other paths through the loop."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +33,8 @@ from tests.networks import made_up_data, made_up_network
 CPU = torch.device("cpu")
 
 
-def layer(kind: str = "block", shape: tuple[int, ...] = (4, 9, 9), classes: int = 4) -> SearchLayer:
-    return SearchLayer(position=0, kind=kind, shape=shape, seed=5, device=CPU, classes=classes)  # type: ignore[arg-type]
+def layer(kind: str = "block", shape: tuple[int, ...] = (4, 9, 9), classes: int = 4, seed: int = 5) -> SearchLayer:
+    return SearchLayer(position=0, kind=kind, shape=shape, seed=seed, device=CPU, classes=classes)  # type: ignore[arg-type]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -171,6 +174,79 @@ def test_a_mixed_code_has_the_shares_of_its_parts() -> None:
     expected = normalise_groups((0.75 * own[:, 0] + 0.25 * code)[:, None])[:, 0]
     assert torch.allclose(mixed, expected, atol=1e-6)
     assert torch.allclose(codes_of(ClassCode(blur_passes=[0], mix=0.0), own, labels), own[:, 0], atol=1e-4)
+
+
+def test_the_frequency_of_a_code_is_that_of_its_map() -> None:
+    def waves(frequency: float) -> float:
+        """Mean number of half waves in the map, by energy."""
+        map_HW = ClassCode(frequency=[frequency]).codes(layer(shape=(1, 16, 16)))[0].view(16, 16)
+        places, numbers = torch.arange(16) + 0.5, torch.arange(16)
+        cosines = torch.cos(math.pi / 16 * numbers[:, None] * places)
+        energy = (cosines @ map_HW @ cosines.T).square()
+        return float((energy * (numbers[:, None] + numbers)).sum() / energy.sum())
+
+    assert 0 < waves(1.0) < waves(3.0) < waves(100.0)
+    flat = ClassCode(frequency=[0.0]).codes(layer(shape=(8, 4, 4)))
+    assert torch.allclose(flat, flat[..., :1].expand_as(flat), atol=1e-5) and flat.std() > 0.9
+
+
+def test_latent_numbers_move_a_code_and_as_many_make_the_same_one() -> None:
+    at = layer(classes=2)
+    plain = ClassCode(blur_passes=[1]).codes(at)
+    still, moved, again = (
+        ClassCode(blur_passes=[1], latent=[[[[0.0, 0.0]], [numbers]]]).codes(at) for numbers in ([0.0, 0.0], [1.0, -1.0], [1.0, -1.0])
+    )
+    assert torch.allclose(still, plain, atol=1e-4)
+    assert torch.equal(moved, again) and torch.allclose(moved[0], plain[0], atol=1e-4)
+    # By its own length: at right angles, more or less.
+    assert torch.cosine_similarity(moved[1].flatten(), plain[1].flatten(), dim=0) == pytest.approx(0.5**0.5, abs=0.15)
+
+
+def test_a_code_of_a_seed_of_its_own_does_not_follow_the_run() -> None:
+    first, second = (ClassCode(blur_passes=[1], code_seed=4).codes(layer(seed=seed)) for seed in (1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, ClassCode(blur_passes=[1], code_seed=5).codes(layer(seed=1)))
+
+
+def test_strength_is_the_length_of_the_code_in_the_mix() -> None:
+    own, labels = normalise_groups(normal(4, 1, 4, 81)), torch.tensor([0, 1, 2, 3])
+    code = codes_of(ClassCode(blur_passes=[0]), own, labels)
+    strong = codes_of(ClassCode(blur_passes=[0], mix=0.5, strength=[3.0]), own, labels)
+    assert torch.allclose(strong, normalise_groups((own[:, 0] + 3 * code)[:, None])[:, 0], atol=1e-5)
+
+
+def test_several_codes_of_a_class_are_shared_out_by_the_key() -> None:
+    member, at = ClassCode(blur_passes=[0], codes_per_class=3), layer(classes=4)
+    labels, keys = torch.arange(300) % 4, keys_of(0, torch.arange(300))
+    numbers = member.code_numbers(labels, keys, at)
+    assert torch.equal(numbers // 3, labels)
+    assert torch.bincount(numbers, minlength=12).min() >= 10
+    targets = member.init(normal(300, 1, 4, 81), layer=at, labels_B=labels, keys_B=keys).target_B1GM[:, 0]
+    assert torch.allclose(targets, member.codes(at)[numbers], atol=1e-4)
+    # One code is the first of several.
+    assert torch.equal(member.codes(at)[::3], ClassCode(blur_passes=[0]).codes(at))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"frequency": [1.0]}, "search.strategy.frequency: 1 values"),
+        ({"strength": [1.0, 1.0, 1.0]}, "search.strategy.strength: 3 values"),
+        ({"latent": [[[[1.0]]]]}, "search.strategy.latent: 1 entries for 2 search layers"),
+        ({"latent": [[[[1.0]], [[1.0, 2.0]]], []]}, "of layer 0, every class needs 1 lists"),
+        ({"latent": [[[[1.0]], [[2.0]]], [[[1.0]]]]}, "the logits have no code that could be moved"),
+        ({"latent": [[[[1.0]], [[2.0]]], []], "codes_per_class": 2}, "of layer 0, every class needs 2 lists"),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ClassCode(**{"blur_passes": [1, 0], **fields}).check([0, "logits"], [(4, 9, 9), (4,)])
+
+
+def test_a_latent_of_other_classes_is_refused() -> None:
+    member = ClassCode(blur_passes=[1], latent=[[[[1.0]], [[2.0]]]])
+    with pytest.raises(ConfigError, match="codes of 2 classes for a dataset of 10"):
+        member.footprint(0, (4, 9, 9), classes=10, results=1)
 
 
 def test_logits_of_a_code_prefer_the_class_by_the_scale_or_are_the_own_ones() -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from repsearch.config.schema import RunConfig
 
 _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
-_ADDED = {"search": {"below": "found", "step": None, "nudge": None}}
+_ADDED: dict[str, dict[str, Any]] = {
+    "dataset": {"fitness": 0},
+    "search": {"below": "found", "step": None, "nudge": None},
+}
 """Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
+_ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
+    "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None}
+}
+"""The same of strategies."""
 _KEPT = ("keep_checkpoints", "snapshots")
 """Fields of `learn` that say what is kept of it, not what is learned."""
 
@@ -42,7 +49,14 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
         parts["search"] = {key: value for key, value in parts["search"].items() if key != "memory_mb"}
     for section, added in _ADDED.items():
         if section in parts:
-            parts[section] = {key: value for key, value in parts[section].items() if key not in added or value != added[key]}
+            parts[section] = _without(parts[section], added)
+    strategy = parts["search"]["strategy"]
+    parts["search"]["strategy"] = _without(strategy, _ADDED_TO_STRATEGIES.get(strategy["name"], {}))
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
     return json_digest({"seed": config.run.seed, **parts})
+
+
+def _without(table: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `table` without the fields in `added` that have the value there."""
+    return {key: value for key, value in table.items() if key not in added or value != added[key]}

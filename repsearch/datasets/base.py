@@ -1,4 +1,4 @@
-"""What every dataset gives: three splits of uint8 images, and facts about them.
+"""What every dataset gives: splits of uint8 images, and facts about them.
 
 Images stay uint8 until a batch is formed. N examples; C, H, W of an image.
 """
@@ -28,6 +28,7 @@ class Data:
 
     mean, std: per channel, float32 (C,), of the training images scaled to 0..1.
     digest: hex digest of images and labels of every split and of the class names; equal only for equal data.
+    fitness: training examples that are set apart to measure what a policy searches for; none are without `dataset.fitness`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Data:
     mean: Tensor
     std: Tensor
     digest: str
+    fitness: Split | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from repsearch.datasets.base import Data, Split
 from repsearch.datasets.noise import LabelNoise
-from repsearch.datasets.splitting import assemble, choose
+from repsearch.datasets.splitting import FitnessPart, assemble, choose
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(LabelNoise):
+class Digits(LabelNoise, FitnessPart):
     """scikit-learn's digits, 1x8x8, ten classes; values 0..16 become 0..255.
 
     train: training examples, drawn by the run's seed; all that are left if not given.
@@ -34,7 +34,10 @@ class Digits(LabelNoise):
         digits = load_digits()
         images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
         labels = torch.from_numpy(digits.target.astype(np.int64))
-        choice = choose(pool=len(labels), train=self.train, validation=self.validation, test=self.test, seed=seed)
-        train, validation, test = (Split(images[part], labels[part]) for part in (choice.train, choice.validation, choice.test))
-        train, validation = self.disturbed(train, validation, classes=len(digits.target_names), seed=seed)
-        return assemble("digits", [str(name) for name in digits.target_names], train=train, validation=validation, test=test)
+        choice = choose(pool=len(labels), train=self.train, validation=self.validation, test=self.test, fitness=self.fitness, seed=seed)
+        parts = (choice.train, choice.validation, choice.test, choice.fitness)
+        train, validation, test, fitness = (Split(images[part], labels[part]) for part in parts)
+        classes = [str(name) for name in digits.target_names]
+        train, validation = self.disturbed(train, validation, classes=len(classes), seed=seed)
+        fitness = self.disturbed_fitness(fitness, classes=len(classes), seed=seed)
+        return assemble("digits", classes, train=train, validation=validation, test=test, fitness=fitness)

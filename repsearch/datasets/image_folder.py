@@ -20,7 +20,7 @@ from torch import Tensor
 
 from repsearch.datasets.base import Data, Split
 from repsearch.datasets.noise import LabelNoise
-from repsearch.datasets.splitting import assemble, choose
+from repsearch.datasets.splitting import FitnessPart, assemble, choose
 from repsearch.errors import DatasetError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
@@ -37,7 +37,7 @@ class Listing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(LabelNoise):
+class ImageFolder(LabelNoise, FitnessPart):
     """Any folder of class folders with images, resized to squares.
 
     root: folder with a folder per class, or with `train` and `test` (and perhaps `validation`), each with a folder per class.
@@ -72,14 +72,16 @@ class ImageFolder(LabelNoise):
             train=self.train,
             validation=validation,
             test=test,
+            fitness=self.fitness,
             seed=seed,
         )
         splits = {
-            part: self._decode(lists.get(part, lists["train"]), numbers)
-            for part, numbers in (("train", choice.train), ("validation", choice.validation), ("test", choice.test))
+            part: self._decode(lists.get(part, lists["train"]), getattr(choice, part))
+            for part in ("train", "validation", "test", "fitness")
         }
         learned, held_out = self.disturbed(splits["train"], splits["validation"], classes=len(classes), seed=seed)
-        return assemble("image_folder", classes, train=learned, validation=held_out, test=splits["test"])
+        fitness = self.disturbed_fitness(splits["fitness"], classes=len(classes), seed=seed)
+        return assemble("image_folder", classes, train=learned, validation=held_out, test=splits["test"], fitness=fitness)
 
     def _decode(self, listing: Listing, numbers_N: Tensor) -> Split:
         numbers = numbers_N.tolist()

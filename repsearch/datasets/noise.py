@@ -32,6 +32,11 @@ class LabelNoise:
     label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validation_noise: Annotated[float, Field(ge=0, lt=1)] | None = None
 
+    def disturbed_fitness(self, fitness: Split, *, classes: int, seed: int) -> Split:
+        """Return the split for fitness, whose labels are as wrong as those of training, of which it is a part."""
+        noise = seed_of(seed, "label noise", "fitness")
+        return Split(fitness.images, wrong_labels(fitness.labels, self.label_noise, classes=classes, seed=noise))
+
     def disturbed(self, train: Split, validation: Split, *, classes: int, seed: int) -> tuple[Split, Split]:
         """Return both splits with the share of wrong labels that the fields say."""
         validation_noise = self.label_noise if self.validation_noise is None else self.validation_noise

@@ -2,7 +2,8 @@
 
 A dataset brings a pool of training examples, and perhaps a test set and a validation set of its own. Parts without a set of their
 own are drawn from the pool, in the order test, validation, train, from one permutation by the run's seed: the test and validation
-examples do not depend on how many are trained on, and a smaller training subset is the beginning of a larger one.
+examples do not depend on how many are trained on, and a smaller training subset is the beginning of a larger one. Examples for fitness
+come from the end of the permutation, so that a training subset is the same with and without them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from repsearch.datasets.base import Data, Split
@@ -27,6 +30,18 @@ class Choice:
     train: Tensor
     validation: Tensor
     test: Tensor
+    fitness: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitnessPart:
+    """The field of a dataset of which examples can be set apart for fitness.
+
+    fitness: training examples set apart from training, by the run's seed, on which a policy measures what it searches for
+        (`code_search`); they are part of no other split.
+    """
+
+    fitness: Annotated[int, Field(ge=0)] = 0
 
 
 def choose(
@@ -38,8 +53,9 @@ def choose(
     seed: int,
     own_validation: int | None = None,
     own_test: int | None = None,
+    fitness: int = 0,
 ) -> Choice:
-    """Return disjoint examples for the three parts: `pool` examples, `own_*` in a set of its own; None takes all that is there.
+    """Return disjoint examples for the parts: `pool` examples, `own_*` in a set of its own; None takes all that is there.
 
     Raises `DatasetError` naming the part, the number asked for and the number there is.
     """
@@ -54,19 +70,25 @@ def choose(
         validation_N, left = _take("validation", left, validation)
     if len(left) == 0:
         raise DatasetError(f"dataset: no training example is left of {pool}; lower `validation` or `test`")
+    if fitness >= len(left):
+        raise DatasetError(f"dataset.fitness: {fitness} examples asked for, but there are {len(left)}, and some must be left for training")
+    left, fitness_N = left[: len(left) - fitness], left[len(left) - fitness :]
     if train is not None and train > len(left):
-        taken = f" ({pool} less {pool - len(left)} for validation or test)" if len(left) < pool else ""
+        taken = f" ({pool} less {pool - len(left)} for validation, test or fitness)" if len(left) < pool else ""
         raise DatasetError(
             f"dataset.train: {train} training examples asked for, but there are {len(left)}{taken}; set it to {len(left)} or less"
         )
-    return Choice(train=left[:train], validation=validation_N, test=test_N)
+    return Choice(train=left[:train], validation=validation_N, test=test_N, fitness=fitness_N)
 
 
-def assemble(name: str, classes: Sequence[str], *, train: Split, validation: Split, test: Split) -> Data:
-    """Return the `Data` of three splits, with channel statistics and digest; raises `DatasetError` for data that cannot be learned."""
+def assemble(name: str, classes: Sequence[str], *, train: Split, validation: Split, test: Split, fitness: Split | None = None) -> Data:
+    """Return the `Data` of the splits, with channel statistics and digest; raises `DatasetError` for data that cannot be learned."""
     if len(classes) < 2:
         raise DatasetError(f"dataset {name}: one class only ({', '.join(classes)}); classification needs two or more")
-    for part, split in (("training", train), ("validation", validation), ("test", test)):
+    fitness = fitness if fitness is not None and len(fitness) else None
+    apart = () if fitness is None else (fitness,)
+    parts = (("training", train), ("validation", validation), ("test", test), *(("fitness", split) for split in apart))
+    for part, split in parts:
         check_labels(split.labels, len(classes), where=f"dataset {name}: {part} image")
     present = torch.bincount(train.labels).nonzero()
     if len(present) < 2:
@@ -77,8 +99,8 @@ def assemble(name: str, classes: Sequence[str], *, train: Split, validation: Spl
     if not bool((std > 0).all()):
         channel = int((std <= 0).nonzero()[0])
         raise DatasetError(f"dataset {name}: channel {channel} has one value in all training images, so it cannot be normalised")
-    digest = data_digest(classes, (train, validation, test))
-    return Data(name, tuple(classes), train, validation, test, mean, std, digest)
+    digest = data_digest(classes, [split for _, split in parts])
+    return Data(name, tuple(classes), train, validation, test, mean, std, digest, fitness)
 
 
 def check_labels(labels_N: Tensor, classes: int, *, where: str, first: int = 0) -> None:

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from repsearch.datasets.base import Data, Split
 from repsearch.datasets.noise import LabelNoise
-from repsearch.datasets.splitting import assemble, choose
+from repsearch.datasets.splitting import FitnessPart, assemble, choose
 from repsearch.errors import DatasetError
 
 DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionDataset(LabelNoise):
+class TorchvisionDataset(LabelNoise, FitnessPart):
     """What the four datasets have in common.
 
     root: folder with the dataset's files, in torchvision's layout; relative to the working directory of each process.
@@ -57,12 +57,20 @@ class TorchvisionDataset(LabelNoise):
         """
         pool, own_test = self._open(train=True), self._open(train=False)
         choice = choose(
-            pool=len(pool.data), own_test=len(own_test.data), train=self.train, validation=self.validation, test=self.test, seed=seed
+            pool=len(pool.data),
+            own_test=len(own_test.data),
+            train=self.train,
+            validation=self.validation,
+            test=self.test,
+            fitness=self.fitness,
+            seed=seed,
         )
         train, validation = self.disturbed(
             _split(pool, choice.train), _split(pool, choice.validation), classes=len(pool.classes), seed=seed
         )
-        return assemble(self.name, list(pool.classes), train=train, validation=validation, test=_split(own_test, choice.test))
+        fitness = self.disturbed_fitness(_split(pool, choice.fitness), classes=len(pool.classes), seed=seed)
+        test = _split(own_test, choice.test)
+        return assemble(self.name, list(pool.classes), train=train, validation=validation, test=test, fitness=fitness)
 
     def _open(self, *, train: bool) -> Any:
         root = Path(self.root).expanduser()

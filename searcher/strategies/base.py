@@ -61,6 +61,7 @@ class Traits:
     monotone: the fitness of `best` never falls from one generation to the next.
     measured: what `best` returns has been evaluated. Where not, the loop evaluates it at the end.
     stops: examples may finish early; `Best.finished_B` says which.
+    one_key: an example has one key, in all rounds, layers and independent searches.
     depends_on: what results depend on besides images, labels and network: the run's `seed`, the `round`.
     """
 
@@ -70,6 +71,7 @@ class Traits:
     monotone: bool = True
     measured: bool = True
     stops: bool = False
+    one_key: bool = False
     depends_on: frozenset[Literal["seed", "round"]] = frozenset({"seed", "round"})
 
 
