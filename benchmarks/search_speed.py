@@ -7,7 +7,8 @@ bare forward pass of the part above the searched layer on ready candidates). All
 the same population and generations. One repeat runs every row once; a figure is the median of the repeats, and a ratio the median of the
 repeats' ratios, so that a machine that changes its speed does not change the comparison. The same per second of CPU time, summed over
 threads, leaves out the time that other programs on the machine take. Peers and the plain loop run with the batch of images that suits them
-best among a few. `--scaling` measures time per image and two searchers instead (see `search_speed_scaling`).
+best among a few. `--trained` measures what an evaluation costs on a learned network (see `search_speed_trained`), `--scaling` time per
+image and two searchers (see `search_speed_scaling`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ def main() -> None:
 
         write_json(options.json, scaling(generations=options.generations, tile=options.tile))
         return
+    if options.trained:
+        from benchmarks.search_speed_trained import trained
+
+        kept = {"images": options.images, "generations": options.generations, "tile": options.tile, "repeats": options.repeats}
+        write_json(options.json, trained(options.channels, options.convolutions, print_row=lambda text: print(text, flush=True), **kept))
+        return
     rows = []
     for channels in options.channels:
         problem = make_problem(channels=channels, images=options.images, generations=options.generations, tile=options.tile)
@@ -77,6 +84,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=SearchConfig().micro_batch, help="images computed together by repsearch")
     parser.add_argument("--only", nargs="+", default=[], help="rows to run; all if none is given")
     parser.add_argument("--scaling", action="store_true", help="time per image from 500 to 10,000 images, and two searchers beside one")
+    parser.add_argument("--trained", action="store_true", help="cost of an evaluation on a learned network, over the bare forward pass")
+    parser.add_argument("--convolutions", type=int, nargs="+", default=[2, 4, 6], help="convolutions per block with --trained")
     parser.add_argument("--peak", choices=("repsearch", *PEERS, "plain_loop", "floor"), help="print the peak memory of one row and stop")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     return parser.parse_args()

@@ -67,9 +67,9 @@ def made_up_data(images: int) -> Data:
     return Data("made_up", names, train, few, few, scaled.mean(dim=(0, 2, 3)), scaled.std(dim=(0, 2, 3)), "made-up")
 
 
-def made_up_network(data: Data, channels: int) -> SearchableNetwork:
-    """Return the untrained, calibrated network: three blocks of two convolutions, `channels` wide."""
-    table = {"name": "convnet", "width": channels, "blocks": 3, "convolutions": 2}
+def made_up_network(data: Data, channels: int, convolutions: int = 2) -> SearchableNetwork:
+    """Return the untrained, calibrated network: three blocks of `convolutions`, `channels` wide."""
+    table = {"name": "convnet", "width": channels, "blocks": 3, "convolutions": convolutions}
     network = build_network(table, data, seed=0, purpose="searched")
     calibrate(network, data.train.images[:1000])
     return network

@@ -22,6 +22,7 @@ from torch import Tensor
 from repsearch.networks.base import SearchableNetwork, layer_name
 from repsearch.seeding import seed_of
 from searcher.compiled import CompiledSearch, compiled_search
+from searcher.compiled.tiles import tile_search, tiled
 from searcher.evaluating import evaluate, evaluate_with_gradient, require_finite
 from searcher.mixing import Mix
 from searcher.plan import Group, SearchPlan
@@ -94,6 +95,8 @@ def search_layer(
     if compiled is not None:
         name = layer_name(number, network.logits_layer)
         result = _by_loops(compiled, plan, starts_WTSX, group, replicate, name, on_generation)
+    elif plan.compiled and tiled(strategy, layer):
+        result = _by_tiles(plan, network, layer, starts_WTSX, group, replicate, on_generation)
     else:
         result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate, on_generation)
     if plan.mix is not None:
@@ -165,6 +168,38 @@ def _by_loops(
         fitness=list(placed(found.history_TN[:, None]).unbind(dim=-1)),
         evaluations=found.evaluations(compiled.strategy),
     )
+
+
+def _by_tiles(
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    layer: SearchLayer,
+    starts_WTSX: Tensor,
+    group: Group,
+    replicate: int,
+    on_generation: Callable[[int], None],
+) -> LayerResult:
+    """Search a group tile after tile, with loops between forward passes of fixed shape."""
+    strategy, number = plan.strategy, plan.layers[layer.position]
+    T, S = starts_WTSX.shape[1:3]
+    name = layer_name(number, network.logits_layer)
+    targets, seeds, histories, evaluations = [], [], [], 0
+    for tile, index_T in enumerate(group.index_WT):
+        starts_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
+        keys_T = plan.keys(index_T, replicate, "search", number)
+        search = tile_search(strategy, network, number, layer, starts_TSGM, group.labels_WT[tile], keys_T)
+        history = []
+        for generation in range(strategy.generations_at(layer.position) + 1):
+            told = search.generation(generation)
+            require_finite(told.fitness_TP, index_T, group.real_WT[tile], name, generation)
+            evaluations += int(group.real_WT[tile].sum()) * told.evaluated
+            history.append(told.best_TR)
+            on_generation(generation)
+        best = search.best()
+        targets.append(best.targets_BRGM.reshape(T, -1, *layer.shape))
+        seeds.append(best.seeds_BSGM.reshape(T, -1, *layer.shape))
+        histories.append(torch.stack(history))
+    return LayerResult(torch.stack(targets), torch.stack(seeds), list(torch.stack(histories, dim=1)), evaluations)
 
 
 def _by_tensors(

@@ -262,13 +262,15 @@ def test_a_label_without_a_class_is_refused_by_image(label: int, network: Search
 
 
 def test_images_that_stop_leave_the_bits_of_the_others() -> None:
-    """An image that never passes the bound has the bits of a search without one, whatever was packed beside it."""
+    """An image that never passes the bound has the bits of a search without one, whatever was packed beside it.
+
+    By tensors: a learned network is searched by other operations where no image may stop."""
     data = made_up_data((1, 12, 12), train=192)
     network = perturb(made_up_network(data))
     fields = {"name": "evolution", "generations": [12], "strength": [0.3], "boost": [5], "blur_passes": [1], "noise_rows": 512}
     free, bound = (
         search_examples(
-            SearchPlan(strategy=STRATEGIES.build(table), layers=[0], seed=1, round=0, input_noise=0.1, from_network=False, micro_batch=8),
+            replace(plan_of("evolution", layers=[0], seed=1, compiled=False), strategy=STRATEGIES.build(table)),
             network,
             data.train,
             first=0,

@@ -60,7 +60,8 @@ class SearchConfig(Section):
     calibration_examples: int = Field(default=1000, ge=2)
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
     compiled: bool = True
-    """Search by compiled loops where there are some: evolution on a CPU, below parts of the network that mix channels in the head only.
+    """Search by compiled loops where there are some, on a CPU: `evolution`, whole where the part of the network above mixes channels in the
+    head only; `evolution` and `evolution_strategy`, between forward passes, on any other network while no image may stop early.
     Other searches, and all of them with `false`, are done by tensor operations; the two differ in the last bits."""
     kernels: bool = False
     """Make evolution's children by fused Triton kernels, on a GPU. They have never run on a real one, so they are off by default."""

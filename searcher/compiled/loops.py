@@ -316,6 +316,106 @@ def _evolve(
             fitness_TK[t, k] = fitness_P[place]
 
 
+def _breed_tile(
+    noise_RM: Any,
+    kept: Any,
+    counts: Any,
+    strengths: Any,
+    unit: Any,
+    generation: Any,
+    last: Any,
+    keys_T: Any,
+    places_TP: Any,
+    candidates_TPGM: Any,
+    forms_TP2: Any,
+    deviations_TPG: Any,
+    evaluated_TEX: Any,
+) -> None:
+    """Make the children of a generation of every image, and write what is to be evaluated, in the form of a layer, into `evaluated_TEX`.
+
+    kept: candidates that stay, the parents or in generation 0 the starting ones, which are evaluated before the children then. counts:
+    explorers, refiners. strengths: of explorers, of refiners. last: values have the channels last, as (M, G).
+    """
+    T, P, G = candidates_TPGM.shape[:3]
+    explorers = counts[0]
+    draws = noise_RM.shape[0] - G + 1
+    for t in range(T):
+        first = 0 if generation == 0 else kept
+        for p in range(kept, P):
+            child = p - kept
+            explores = child < explorers
+            pool = kept if explores else kept + explorers
+            counter = (child + generation * P) * _COUNTERS_PER_CHILD
+            one = places_TP[t, draw(keys_T[t], counter, pool)]
+            two = places_TP[t, draw(keys_T[t], counter + 1, pool)]
+            row = draw(keys_T[t], counter + 2, draws)
+            place = places_TP[t, p]
+            breed(
+                candidates_TPGM[t, one],
+                candidates_TPGM[t, two],
+                forms_TP2[t, one],
+                forms_TP2[t, two],
+                deviations_TPG[t, one],
+                deviations_TPG[t, two],
+                noise_RM[row : row + G],
+                strengths[0] if explores else strengths[1],
+                unit,
+                candidates_TPGM[t, place],
+                forms_TP2[t, place],
+                deviations_TPG[t, place],
+            )
+        for p in range(first, P):
+            place = places_TP[t, p]
+            lay_out(candidates_TPGM[t, place], forms_TP2[t, place], last, evaluated_TEX[t, p - first])
+
+
+@numba.njit(fastmath=MATH, nogil=True)
+def lay_out(candidate_GM: Any, form: Any, last: Any, values_X: Any) -> None:
+    """Write a candidate of form `form` (see `breed`), as (M, G) if `last`, else as (G, M)."""
+    G, M = candidate_GM.shape
+    factor, offset = form[0], form[1]
+    if last:
+        for g in range(G):
+            column = values_X[g:]
+            for m in range(M):
+                column[m * G] = candidate_GM[g, m] * factor + offset
+    else:
+        for g in range(G):
+            row = values_X[g * M : g * M + M]
+            for m in range(M):
+                row[m] = candidate_GM[g, m] * factor + offset
+
+
+def _measure_tile(candidates_TSGM: Any, deviations_TSG: Any) -> None:
+    """Write the standard deviation over positions of each group."""
+    T, S = candidates_TSGM.shape[:2]
+    for t in range(T):
+        for s in range(S):
+            measure(candidates_TSGM[t, s], deviations_TSG[t, s])
+
+
+def _select_tile(logits_TEK: Any, labels_T: Any, K: Any, fitness_TP: Any, places_TP: Any) -> Any:
+    """Write the fitness of the candidates evaluated, the last ones in rank, and bring the `K` fittest to the front; return whether every
+    fitness is finite."""
+    T, E = logits_TEK.shape[:2]
+    P = places_TP.shape[1]
+    finite = True
+    for t in range(T):
+        for e in range(E):
+            fitness_TP[t, places_TP[t, P - E + e]] = log_probability(logits_TEK[t, e], labels_T[t])
+        if not _rank(places_TP[t], fitness_TP[t], K):
+            finite = False
+    return finite
+
+
+def _measure_logits(logits_TEK: Any, labels_T: Any, fitness_TE: Any) -> None:
+    """Write log p(label) of every row of logits."""
+    T, E = fitness_TE.shape
+    for t in range(T):
+        for e in range(E):
+            fitness_TE[t, e] = log_probability(logits_TEK[t, e], labels_T[t])
+
+
 def _compiled(function: Any) -> Any:
     """Return `function` compiled at its first call, and kept on disk for the next process where there is a place to keep it."""
     try:
@@ -325,3 +425,7 @@ def _compiled(function: Any) -> Any:
 
 
 evolve = _compiled(_evolve)
+breed_tile = _compiled(_breed_tile)
+measure_tile = _compiled(_measure_tile)
+select_tile = _compiled(_select_tile)
+measure_logits = _compiled(_measure_logits)

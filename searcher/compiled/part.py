@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from repsearch.networks.base import SearchableNetwork, Shape
-from repsearch.networks.convnet import ConvBlock, Head
+from repsearch.networks.convnet import ConvBlock, ConvGroup, Head
 from searcher.evaluation_network import FrozenNorm
 
 _NOTHING = np.zeros(0, np.int64)
@@ -65,6 +65,8 @@ def part_above(network: SearchableNetwork, layer: int) -> Part | None:
         return None
     groups = [list(block.groups) for block in blocks]  # type: ignore[arg-type]
     flat = [group for of_block in groups for group in of_block]
+    if not all(isinstance(group, ConvGroup) for group in flat):
+        return None
     plain = all(isinstance(group.conv1, nn.Identity) and isinstance(group.conv2, nn.Identity) for group in flat)
     pooled = all(group.pool == (number == 0) for of_block in groups for number, group in enumerate(of_block))
     norms = [norm for group in flat for norm in (group.norm1, group.norm2)]

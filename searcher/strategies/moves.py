@@ -6,14 +6,17 @@ Shapes: see `searcher.strategies.base`. A candidate of a block has zero mean and
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repsearch.networks.base import Shape
 from repsearch.seeding import draw
-from searcher.noise import noise_table, smooth
+from searcher.noise import NOISE_STEP, noise_table, smooth
 from searcher.strategies.base import SearchLayer
 
 NoiseKind = Literal["pixel", "low_resolution", "channel"]
@@ -34,10 +37,32 @@ def directions(layer: SearchLayer, kind: NoiseKind, offsets_BP: Tensor, *, passe
     G, M = layer.groups
     if kind == "channel":
         return _take(layer, (G,), offsets_BP, passes=0, rows=rows).transpose(2, 3).expand(-1, -1, G, M)
-    height, width = layer.shape[1:]
-    coarse = (math.ceil(height / _COARSE), math.ceil(width / _COARSE))
+    coarse = _coarse(layer.shape)
     noise_BPGm = _take(layer, (G, *coarse), offsets_BP, passes=0, rows=rows)
-    return noise_BPGm @ _interpolation(coarse, (height, width)).to(noise_BPGm)
+    return noise_BPGm @ _interpolation(coarse, layer.shape[1:]).to(noise_BPGm)
+
+
+@dataclass(frozen=True)
+class DirectionRows:
+    """Rows (R, M) of directions, in multiples of `step`: a direction is G rows that follow one another, from one of `draws` rows on."""
+
+    values_RM: Tensor
+    step: float
+    draws: int
+
+
+@lru_cache(maxsize=8)
+def direction_rows(layer: SearchLayer, kind: NoiseKind, *, passes: int, rows: int) -> DirectionRows:
+    """Return what `directions` are made of, interpolated and spread beforehand: `offsets` modulo `draws` give the same directions."""
+    if not layer.is_map or kind == "pixel":
+        shape = layer.shape if layer.is_map else layer.shape[:1]
+        table = noise_table(shape, rows, passes if layer.is_map else 0, True, layer.seed, layer.device)
+        return DirectionRows(table.steps, NOISE_STEP, table.draws)
+    assert kind == "low_resolution", "values per channel would take rows of every position for each"
+    coarse = _coarse(layer.shape)
+    table = noise_table((layer.shape[0], *coarse), rows, 0, True, layer.seed, layer.device)
+    values_RM = (table.steps * NOISE_STEP) @ _interpolation(coarse, layer.shape[1:])
+    return DirectionRows(values_RM, 1.0, table.draws)
 
 
 def _take(layer: SearchLayer, shape: tuple[int, ...], offsets_BP: Tensor, *, passes: int, rows: int) -> Tensor:
@@ -45,7 +70,12 @@ def _take(layer: SearchLayer, shape: tuple[int, ...], offsets_BP: Tensor, *, pas
     return table.take(offsets_BP % table.draws)
 
 
-def _interpolation(coarse: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _coarse(shape: Shape) -> tuple[int, int]:
+    """Return height and width of the map that noise of low resolution is drawn on."""
+    return math.ceil(shape[1] / _COARSE), math.ceil(shape[2] / _COARSE)
+
+
+def _interpolation(coarse: tuple[int, int], size: tuple[int, ...]) -> Tensor:
     """Return the matrix (coarse positions, positions) of bilinear interpolation, scaled to keep unit variance on average."""
     cells = coarse[0] * coarse[1]
     weights = F.interpolate(torch.eye(cells).view(cells, 1, *coarse), size, mode="bilinear").view(cells, -1)
