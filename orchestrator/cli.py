@@ -141,6 +141,7 @@ def reproduce(
     root: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs/evidence"),
     out: Annotated[Path, typer.Option(help="Folder for results and page.")] = Path("evidence"),
     row: Annotated[list[str] | None, typer.Option("--row", help="Make this row alone; repeatable.")] = None,
+    values_from: Annotated[Path | None, typer.Option(help="Result file whose chosen values are taken; no trials then.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the time from runs that are there.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Run the first trial of every row and estimate the time; the trials count.")] = False,
 ) -> None:
@@ -161,6 +162,7 @@ def reproduce(
             root=root,
             out=out,
             only=tuple(row or ()),
+            values_from=values_from,
         )
         perform(order, _console(), dry_run=dry_run, time=time)
 

@@ -49,7 +49,7 @@ class FakeWorkers:
             raise NumericalError("the loss is nan")
         lr, seed = request.config["learn"]["optimiser"]["lr"], request.config["run"]["seed"]
         metrics = {"validation/accuracy": 0.9 - lr, "test/accuracy": 0.8 + 0.01 * seed}
-        return Result(metrics=metrics, evaluations=592, search_s=1, learn_s=2, seconds=3, wall_s=4)
+        return Result(metrics=metrics, evaluations=592, search_s=1, learn_s=2, seconds=3, wall_s=4, core_s=2.5)
 
     def stop(self) -> None:
         """Nothing to stop."""
@@ -127,8 +127,24 @@ def test_results_say_what_was_chosen_and_what_made_them(tmp_path: Path, small: l
     assert row["evaluations"] == 592 and row["seconds"] == 3 and row["commit"] and row["hardware"]
     assert row["command"] == "orchestrator reproduce table1 --dataset=mnist --images=300 --scale=cpu --seeds=2 --trials=3"
     page = write_page("table1", plan.table, tmp_path / "out").read_text()
-    assert "| cross-entropy | 80.50 ± 0.71 |  | 592 | 3 |" in page
-    assert "| class code | 80.50 ± 0.71 | +0.00 | 592 | 3 |" in page
+    assert "| cross-entropy | 80.50 ± 0.71 |  | 592 | 2 |" in page
+    assert "| class code | 80.50 ± 0.71 | +0.00 | 592 | 2 |" in page
+
+
+def test_values_chosen_for_another_table_need_no_trials(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
+    source = tmp_path / "out" / "table1-mnist-300.json"
+    known = {row["name"]: row["chosen"] for row in json.loads(source.read_text())["rows"]}
+    small[1] = dataclasses.replace(small[1], name="class code, varied", method="class code")
+    workers, plan = FakeWorkers(), Plan(order(tmp_path, images=500, values_from=source))
+    assert perform(plan, workers, monkeypatch) == [] and plan.runs == 2
+    assert [request.config["run"]["seed"] for request in workers.requests] == [0, 1, 0, 1]
+    for request, name in zip(workers.requests[::2], ("cross-entropy", "class code"), strict=True):
+        assert request.config["learn"]["optimiser"]["lr"] == known[name]["learn.optimiser.lr"]
+    assert "values chosen for table1-mnist-300" in write_page("table1", plan.table, tmp_path / "out").read_text()
+    small[1] = dataclasses.replace(small[1], method="gradient")
+    with pytest.raises(ConfigError, match="has no row 'gradient'"):
+        Plan(order(tmp_path, images=500, values_from=source))
 
 
 def test_a_table_that_is_cut_goes_on(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +155,7 @@ def test_a_table_that_is_cut_goes_on(tmp_path: Path, small: list[Row], monkeypat
     perform(Plan(order(tmp_path)), rest, monkeypatch)
     # A row is five runs, the second of them cut after two trials; real workers read what the trials left.
     folders = [Path(request.folder).name for request in rest.requests]
-    assert folders == ["trial-0002", "seed-0", "seed-1"]
+    assert [folder[:6] for folder in folders] == ["trial-", "seed-0", "seed-1"] and folders[0] == "trial-0002"
     idle = FakeWorkers()
     assert perform(Plan(order(tmp_path)), idle, monkeypatch) == [] and idle.requests == []
 
@@ -148,11 +164,14 @@ def test_more_seeds_and_changed_rows_are_made_again(tmp_path: Path, small: list[
     perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
     more = FakeWorkers()
     perform(Plan(order(tmp_path, seeds=3)), more, monkeypatch)
-    assert [Path(request.folder).name for request in more.requests] == ["seed-0", "seed-1", "seed-2"] * 2
+    assert [Path(request.folder).name[:6] for request in more.requests] == ["seed-0", "seed-1", "seed-2"] * 2
+    trials = FakeWorkers()
+    perform(Plan(order(tmp_path, seeds=3, trials=4)), trials, monkeypatch)
+    assert [Path(request.folder).name[:10] for request in trials.requests if request.sweep] == ["trial-0003"] * 2
     small[1] = dataclasses.replace(small[1], settings={**small[1].settings, "search.strategy.mix": 0.9})
     changed = FakeWorkers()
-    perform(Plan(order(tmp_path, seeds=3)), changed, monkeypatch)
-    assert len(changed.requests) == 6 and all("class-code" in request.folder for request in changed.requests)
+    perform(Plan(order(tmp_path, seeds=3, trials=4)), changed, monkeypatch)
+    assert len(changed.requests) == 7 and all("class-code" in request.folder for request in changed.requests)
 
 
 def test_a_row_that_fails_does_not_stop_the_others(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
 
 PREAMBLE = """Made by `orchestrator reproduce {name}`; how: [docs/evidence.md](../../docs/evidence.md). Test %: mean and sample standard
 deviation over the seeds of runs with the settings of the last column, which were chosen on validation, of the same number of trials for
-every row. Evaluations: of candidates, per training image. Seconds: one run, one thread, as many runs at a time as the lines below each
-table say. Validation: of the best trial, on labels as noisy as the training labels."""
+every row, of this table or, where a line below says so, of another. Evaluations: of candidates, per training image. Seconds: of a
+processor core, searching and learning, of one run. Validation: of the best trial, on labels as noisy as the training labels."""
 
 
 def _section(path: Path) -> list[str]:
@@ -59,19 +59,22 @@ def _line(row: Record, first: Record) -> str:
     test = f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}"
     difference = "" if row is first else f"{100 * (row['mean'] - first['mean']):+.2f}"
     chosen = ", ".join(f"{_short_key(key)} {_short(value)}" for key, value in row["chosen"].items())
-    cost = f"{row['evaluations']:,.0f} | {row['seconds']:.0f}"
-    return f"| {row['name']} | {test} | {difference} | {cost} | {100 * row['validation']:.2f} | {chosen} |"
+    cost = f"{row['evaluations']:,.0f} | {row['core_s'] if row.get('core_s') else row['seconds']:.0f}"
+    validation = "" if row["validation"] is None else f"{100 * row['validation']:.2f}"
+    return f"| {row['name']} | {test} | {difference} | {cost} | {validation} | {chosen} |"
 
 
 def _made(rows: Sequence[Record]) -> list[str]:
     """Return what made the rows: a line per seeds and trials, command, commit and hardware that some of them share."""
     made: dict[tuple[Any, ...], int] = {}
     for row in rows:
-        key = (row["seeds"], row["trials"], row["jobs"], row["command"], row["commit"], row["hardware"], row["date"])
-        made[key] = made.get(key, 0) + 1
+        chosen = f"values chosen for {row['chosen_from']}" if row.get("chosen_from") else f"{row['trials']} trials each"
+        seconds = "" if row.get("core_s") else ", seconds of wall time"
+        facts = row["seeds"], f"{chosen}, {row['jobs']} at a time{seconds}", row["command"], row["commit"], row["hardware"], row["date"]
+        made[facts] = made.get(facts, 0) + 1
     return [
-        f"{number} rows: {seeds} seeds, {trials} trials each, {jobs} at a time; `{command}`, commit {commit}, {hardware}, {date}"
-        for (seeds, trials, jobs, command, commit, hardware, date), number in made.items()
+        f"{number} rows: {seeds} seeds, {how}; `{command}`, commit {commit}, {hardware}, {date}"
+        for (seeds, how, command, commit, hardware, date), number in made.items()
     ]
 
 

@@ -24,6 +24,7 @@ class Row:
     fixed: keys of the scale's space that are not chosen for it.
     group: rows compared with one another, such as those of one label noise; the baseline is the first of its group.
     x: for a plot, what the row is varied by.
+    method: name of the row of another table whose chosen values fit this one; its own name if empty.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     fixed: tuple[str, ...] = ()
     group: str = ""
     x: str = ""
+    method: str = ""
 
     def within(self, group: str, settings: Mapping[str, Any]) -> Row:
         """Return the row in `group`, with more settings."""

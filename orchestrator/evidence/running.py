@@ -1,7 +1,8 @@
 """Rows of a table, several at a time: settings chosen on validation, then runs over seeds; what is done is never done again.
 
-ROOT/table1-mnist-3000/class-code-1f3a9c2b/sweep/      the trials
-                                           seed-0/     a final run, with `result.json`; targets and networks are deleted
+ROOT/table1-mnist-3000/class-code-1f3a9c2b/sweep/             the trials
+                                           seed-0-5ad0a1c7/   a final run with the values of that digest, with `result.json`; targets and
+                                                              networks are deleted
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import shlex
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence.results import Record, Results, commit, hardware
+from orchestrator.evidence.results import Record, Results, commit, hardware, read
 from orchestrator.evidence.rows import Row
 from orchestrator.evidence.scales import Scale, find_scale
 from orchestrator.evidence.tables import EvidenceTable, find_table
@@ -41,6 +42,7 @@ class Order:
 
     data: folder of all datasets, see `Scale.root`. root: folder for the runs. out: folder for results and pages.
     only: titles of rows to make; none: all of them.
+    values_from: a result file whose chosen values are taken instead of choosing by trials.
     """
 
     table: str
@@ -54,10 +56,14 @@ class Order:
     root: Path
     out: Path
     only: tuple[str, ...] = ()
+    values_from: Path | None = None
 
     def command(self, images: int) -> str:
         """Return the command that makes the table; where files lie is left to the reader."""
         options = {"dataset": self.dataset, "images": images, "scale": self.scale, "seeds": self.seeds, "trials": self.trials}
+        if self.values_from is not None:
+            options |= {"values-from": self.values_from.name}
+            del options["trials"]
         words = [f"--{name}={value}" for name, value in options.items()] + [f"--row={title}" for title in self.only]
         return shlex.join(["orchestrator", "reproduce", self.table, *words])
 
@@ -85,6 +91,22 @@ class Plan:
             "scale": order.scale,
         }
         self.results = Results(order.out / f"{stem}.json", head)
+        self._known = None if order.values_from is None else read(order.values_from)["rows"]
+        for row in self.rows:
+            self.given(row)
+
+    def given(self, row: Row) -> dict[str, Any] | None:
+        """Return the values that another table chose for the row's method, or None where trials choose; raises `ConfigError`."""
+        if self._known is None:
+            return None
+        method = row.method or row.name
+        exact = [record for record in self._known if (record["group"], record["name"]) == (row.group, row.name)]
+        found = next(iter(exact + [record for record in self._known if record["name"] == method]), None)
+        missing = sorted(set(self.sweep(row).space) - set(found["chosen"] if found else ()))
+        if found is None or missing:
+            lacks = f"has no row {method!r}" if found is None else f"chose no {', '.join(missing)} for {method!r}"
+            raise ConfigError(f"--values-from {self.order.values_from}: it {lacks}; give another file, or leave {row.title!r} out (--row)")
+        return {key: found["chosen"][key] for key in self.sweep(row).space}
 
     @cached_property
     def base(self) -> dict[str, Any]:
@@ -96,13 +118,14 @@ class Plan:
         return row.sweep(self.scale, self.base, self.order.trials)
 
     def digest(self, row: Row) -> str:
-        """Return the digest of everything that determines the row's choice; where the data lie is not part of it."""
-        sweep = self.sweep(row)
-        config = sweep.config({}).model_dump(mode="json")
-        config["dataset"].pop("root", None)
-        for section in ("searcher", "learner", "tracking", "run", "store"):
-            config.pop(section)
-        return json_digest([config, sweep.settings.model_dump(), row.settings])[:8]
+        """Return the digest of what the row is: its settings as written, so that a field that is added later changes no row.
+
+        The number of trials is no part of it: more of them go on from those that are there.
+        """
+        sweep, given = self.sweep(row), self.given(row)
+        table = {section: dict(fields) for section, fields in sweep.table.items() if section not in ("tracking", "run")}
+        table["dataset"].pop("root", None)
+        return json_digest([table, sweep.settings.model_dump(exclude={"trials"}) if given is None else given])[:8]
 
     def row_folder(self, row: Row) -> Path:
         """Return the folder of the row's runs."""
@@ -114,12 +137,14 @@ class Plan:
         table = parse_config(with_overrides(self.sweep(row).table, settings)).model_dump(mode="json")
         folder = self.row_folder(row)
         table["run"]["root"] = str(folder)
-        return Request(folder=str(folder / f"seed-{seed}"), config=table, toml=config_toml(table), prune=True)
+        name = f"seed-{seed}-{json_digest(dict(values))[:8]}"
+        return Request(folder=str(folder / name), config=table, toml=config_toml(table), prune=True)
 
     def done(self, row: Row) -> bool:
-        """Return whether the results have the row, over as many seeds."""
+        """Return whether the results have the row, over as many seeds and trials."""
         record = self.results.find(row, self.digest(row))
-        return record is not None and record["seeds"] >= self.order.seeds
+        trials = self.order.trials if self.order.values_from is None else 0
+        return record is not None and record["seeds"] >= self.order.seeds and record["trials"] >= trials
 
     def check(self, tell: Tell) -> None:
         """Check every row that is not made yet as a run is checked, and every value that it may choose as a configuration."""
@@ -132,7 +157,7 @@ class Plan:
     @property
     def runs(self) -> int:
         """Runs per row."""
-        return self.order.trials + self.order.seeds
+        return self.order.seeds + (self.order.trials if self.order.values_from is None else 0)
 
     def timed(self, row: Row) -> list[float]:
         """Return the wall times of the row's runs so far that were not cut."""
@@ -176,17 +201,21 @@ def make(plan: Plan, tell: Tell) -> list[str]:
 
 def make_row(plan: Plan, row: Row, workers: Workers, tell: Tell) -> Record:
     """Return a row's record: a sweep, then a run per seed."""
-    sweep, folder = plan.sweep(row), opened(plan, row)
-    best = choose(folder / "sweep", sweep, workers, _telling(tell, row))
+    values, best = plan.given(row), None
+    if values is None:
+        best = choose(opened(plan, row) / "sweep", plan.sweep(row), workers, _telling(tell, row))
+        values = best.values
     found = []
     for seed in range(plan.order.seeds):
-        found.append(workers.run(plan.final(row, best.values, seed)))
+        found.append(workers.run(plan.final(row, values, seed)))
         tell(f"{row.title}: seed {seed}: test {found[-1].metrics['test/accuracy']:.2%} in {found[-1].seconds:.0f} s")
-    return record_of(plan, row, best, found)
+    return record_of(plan, row, values, best, found)
 
 
 def time_rows(plan: Plan, tell: Tell) -> None:
     """Perform the first trial of every row that has no run yet, so that the time of all can be estimated."""
+    if plan.order.values_from is not None:
+        raise ConfigError("--time: performs trials, and --values-from needs none; leave one of them out")
     rows = [row for row in plan.rows if not plan.done(row) and not plan.timed(row)]
     lock = threading.Lock()
 
@@ -211,7 +240,7 @@ def opened(plan: Plan, row: Row) -> Path:
     return folder
 
 
-def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Record:
+def record_of(plan: Plan, row: Row, values: Mapping[str, Any], best: Best | None, found: Sequence[Result]) -> Record:
     """Return the record of a row: settings as given and as chosen, accuracies by seed, and what they cost."""
     test = [result.metrics["test/accuracy"] for result in found]
     # The times of a run that was cut lack what came before.
@@ -223,9 +252,10 @@ def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Reco
         "x": row.x,
         "digest": plan.digest(row),
         "settings": dict(row.settings),
-        "chosen": best.values,
-        "validation": best.accuracy,
-        "trials": plan.order.trials,
+        "chosen": dict(values),
+        "chosen_from": plan.order.values_from.stem if plan.order.values_from is not None else "",
+        "validation": best.accuracy if best is not None else None,
+        "trials": plan.order.trials if best is not None else 0,
         "seeds": len(test),
         "test": test,
         "mean": statistics.mean(test),
@@ -234,6 +264,7 @@ def record_of(plan: Plan, row: Row, best: Best, found: Sequence[Result]) -> Reco
         "seconds": statistics.mean(result.seconds for result in whole),
         "search_s": statistics.mean(result.search_s for result in whole),
         "learn_s": statistics.mean(result.learn_s for result in whole),
+        "core_s": statistics.mean(result.core_s for result in whole),
     }
 
 

@@ -41,7 +41,7 @@ ALL_BLOCKS, SKIP_FIRST = {"learn.objective.layers": [0, 1, 2]}, {"learn.objectiv
 
 def _augmented(scale: Scale) -> list[Row]:
     searched = [
-        replace(row, name=f"{row.name}, {what}", settings={**row.settings, **blocks}, space={})
+        replace(row, name=f"{row.name}, {what}", method=row.name, settings={**row.settings, **blocks}, space={})
         for row in (EVOLUTION, EVOLUTION_STRATEGY, CLASS_CODE)
         for what, blocks in (("all blocks", ALL_BLOCKS), ("skip block 0", SKIP_FIRST))
     ]
@@ -57,7 +57,7 @@ def _noisy(scale: Scale) -> list[Row]:
 
 
 def _ablations(scale: Scale) -> list[Row]:
-    base = replace(EVOLUTION, space={})
+    base = replace(EVOLUTION, space={}, method=EVOLUTION.name)
 
     def one(group: str, name: str, *, fixed: tuple[str, ...] = (), x: str = "", **settings: object) -> Row:
         values = {key.replace("__", "."): value for key, value in settings.items()}

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.daemons import check_fleet, connected
 from orchestrator.execution import check_same_data, opened
 from orchestrator.local import LocalDaemons, LocalSpec, local_specs
@@ -59,6 +61,8 @@ class Result:
     evaluations: candidate evaluations per training image, all rounds.
     search_s, learn_s, seconds: time searching, learning, and in all rounds.
     wall_s: time of the last opening of the run, with loading the data; in a worker's first run also with starting daemons.
+    core_s: processor time of searchers and learner in the last opening of the run, if they are local: what the run costs a core, however
+        busy the machine is with other work; else 0.
     resumed: whether the run was cut and gone on with; its times lack what came before.
     """
 
@@ -68,6 +72,7 @@ class Result:
     learn_s: float
     seconds: float
     wall_s: float = 0.0
+    core_s: float = 0.0
     resumed: bool = False
 
 
@@ -85,7 +90,7 @@ class Worker:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._stack = ExitStack()
-        self._local: dict[tuple[LocalSpec, ...], list[str]] = {}
+        self._local: dict[tuple[LocalSpec, ...], LocalDaemons] = {}
 
     def perform(self, request: Request) -> Result:
         """Return the result of a run, performed now or before; raises `RepSearchError`."""
@@ -124,8 +129,14 @@ class Worker:
     def _addresses(self, service: str, config: RunConfig) -> list[str]:
         specs = tuple(spec for spec in local_specs(config) if spec.service == service)
         if specs not in self._local:
-            self._local[specs] = self._stack.enter_context(LocalDaemons(specs, self._root)).addresses(service)
-        return self._local[specs]
+            self._local[specs] = self._stack.enter_context(LocalDaemons(specs, self._root))
+        return self._local[specs].addresses(service)
+
+    def _processor_s(self) -> float:
+        """Return the processor time of all local daemons and their compute processes so far."""
+        daemons = [psutil.Process(pid) for local in self._local.values() for _, pid in local.processes()]
+        times = [process.cpu_times() for daemon in daemons for process in (daemon, *daemon.children())]
+        return float(sum(spent.user + spent.system for spent in times))
 
 
 def main(arguments: Sequence[str]) -> None:
