@@ -103,8 +103,13 @@ def _run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     if kind == "initialise":
         return _result(initialise(run, request.initialise.output_path), data)
     if kind == "learn":
-        return _result(learn(run, _task(request.learn, len(data.train)), context), data)
-    raise DaemonError(f"a learner runs `check`, `initialise` and `learn` jobs, not {kind!r}; send it to a searcher")
+        return _result(learn(run, task_of(request.learn, len(data.train)), context), data)
+    if kind == "stream_learn":
+        from learner.stream import learn_stream
+
+        learn_stream(run, request.stream_learn, context)
+        return JobResult(dataset_digest=data.digest)
+    raise DaemonError(f"a learner runs `check`, `initialise`, `learn` and `stream_learn` jobs, not {kind!r}; send it to a searcher")
 
 
 def check(config: RunConfig, data: Data) -> None:
@@ -112,17 +117,17 @@ def check(config: RunConfig, data: Data) -> None:
     learned = build_network(config.network, data, seed=config.run.seed, purpose="learned")
     searched = build_network(config.search_network(), data, seed=config.run.seed, purpose="searched")
     check_same_representations(searched, learned)
-    names = _objective(config).needs_targets(config.search.layers)
+    names = make_objective(config).needs_targets(config.search.layers)
     for layer in config.search.layers:
         if isinstance(layer, int) and layer >= learned.logits_layer and target_name(layer) in names:
             raise ConfigError(
                 f"search.layers: block {layer} is not there; the network has blocks 0..{learned.logits_layer - 1} and 'logits'"
             )
     outputs = outputs_of_blocks(NETWORKS.build(config.network, at="network"))
-    _objective(config).check(config.search.layers, learned.logits_layer, outputs)
+    make_objective(config).check(config.search.layers, learned.logits_layer, outputs)
     shapes = expected_shapes(learned)
     check_memory(config, [shapes[name] for name in names], len(data.train))
-    _optimiser(config)
+    make_optimiser(config)
     check_pad_crop(config.learn.pad_crop, *data.input_shape[1:])
 
 
@@ -142,7 +147,7 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     """Train a network as `task` says, evaluate it, and write it; returns its reference."""
     config, data = run.config, run.data
     network = _initial_network(run, task)
-    objective = _objective(config)
+    objective = make_objective(config)
     names = objective.needs_targets(config.search.layers)
     if names and not task.shards:
         name = config.learn.objective["name"]
@@ -150,13 +155,13 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
             f"learn.objective: {name!r} needs searched targets, and the round has none; choose a policy that searches, or cross_entropy"
         )
     context.progress(0, task.epochs, unit="epochs", text="reading targets" if names else "")
-    targets = _targets(run, task, names, network)
+    targets = targets_of(run, task, names, network)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
-    optimiser = optimiser_of(_optimiser(config), network)
+    optimiser = optimiser_of(make_optimiser(config), network)
     if task.state is not None:
         load_state(network, optimiser, read_parameters(run.store, task.state))
-    plan, snapshots = _plan(run, task, objective), _snapshots(run, task)
+    plan, snapshots = plan_of(run, task, objective), _snapshots(run, task)
     with (
         open_batches(context.device, task.part(data.train), targets, config.learn) as training,
         explained("learning", smaller_steps(config.learn)),
@@ -165,7 +170,7 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     evaluations = {"validation": evaluate(network, validation), "test": evaluate(network, test)} if task.evaluates else {}
     if task.evaluates and data.fitness is not None:
         evaluations["fitness"] = evaluate(network, data.fitness)
-    attributes = {"kind": "network", **_identity(run, task), **_measured(state, evaluations), "snapshots": snapshots.listed()}
+    attributes = {"kind": "network", **_identity(run, task), **measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
     if task.state_path:
         kept = write_parameters(run.store, task.state_path, state_arrays(network, optimiser), {"kind": "state", **_identity(run, task)})
@@ -173,9 +178,10 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
 
 
-def _plan(run: Run, task: LearnTask, objective: LearningObjective) -> FitPlan:
+def plan_of(run: Run, task: LearnTask, objective: LearningObjective) -> FitPlan:
+    """Return what is learned and how."""
     config = run.config
-    plan = FitPlan(objective, _optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round, evaluates=task.evaluates)
+    plan = FitPlan(objective, make_optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round, evaluates=task.evaluates)
     return with_schedule(plan, config, len(run.data.train))
 
 
@@ -188,7 +194,8 @@ def with_schedule(plan: FitPlan, config: RunConfig, examples: int) -> FitPlan:
     return dataclasses.replace(plan, first_step=first, steps=steps)
 
 
-def _targets(run: Run, task: LearnTask, names: Sequence[str], network: SearchableNetwork) -> CommittedTargets | None:
+def targets_of(run: Run, task: LearnTask, names: Sequence[str], network: SearchableNetwork) -> CommittedTargets | None:
+    """Return the targets that `task` names, checked; None for an objective that needs none."""
     searches, pick = run.config.search.searches_per_example, run.config.learn.targets
     if not names:
         return None
@@ -249,17 +256,20 @@ def _identity(run: Run, task: LearnTask) -> dict[str, Any]:
     }
 
 
-def _measured(state: FitState, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def measured(state: FitState, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return what the manifest of a learned network says of how it was learned."""
     figures = {f"{split}_{name}": value for split, measured in evaluations.items() for name, value in dataclasses.asdict(measured).items()}
     return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, "kept_epoch": state.kept, **figures}
 
 
-def _objective(config: RunConfig) -> LearningObjective:
+def make_objective(config: RunConfig) -> LearningObjective:
+    """Return the objective of `config`."""
     objective: LearningObjective = OBJECTIVES.build(config.learn.objective, at="learn.objective")
     return objective
 
 
-def _optimiser(config: RunConfig) -> OptimiserSpec:
+def make_optimiser(config: RunConfig) -> OptimiserSpec:
+    """Return the optimiser of `config`."""
     optimiser: OptimiserSpec = OPTIMISERS.build(config.learn.optimiser, at="learn.optimiser")
     return optimiser
 
@@ -270,7 +280,8 @@ def _prepare_torch(context: JobContext) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _task(spec: jobs_pb2.LearnSpec, examples: int) -> LearnTask:
+def task_of(spec: jobs_pb2.LearnSpec, examples: int) -> LearnTask:
+    """Return the task of a message; `examples`: in the training set."""
     return LearnTask(
         round=spec.round,
         attempt=spec.attempt,

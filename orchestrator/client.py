@@ -94,6 +94,10 @@ class DaemonClient:
         """Cancel the job; it is finished when its last event says so."""
         return self._ask(self._stub.Cancel, jobs_pb2.CancelRequest(job_id=job_id, term=term))
 
+    def push(self, job_id: str, term: int, sequence: int, item: jobs_pb2.Item) -> jobs_pb2.Job:
+        """Give a stream job its item number `sequence`, from 1; repeating it does nothing."""
+        return self._ask(self._stub.Push, jobs_pb2.PushRequest(job_id=job_id, term=term, sequence=sequence, item=item))
+
     def watch(self, job_id: str, *, from_sequence: int = 1) -> Iterator[jobs_pb2.Event]:
         """Yield the job's events, each once and in order, up to its last change of state; heartbeats (sequence 0) come between.
 

@@ -7,6 +7,7 @@ run_started     run_id, name, term, resumed, config, dataset, tags
 round_started   round, plan
 point           round, key, step, value         one value of a round's curve: by epoch or by generation
 search_progress round, and the fields of `orchestrator.live.LiveState`, of a search that goes on
+stream_progress round, rounds, staleness, searcher_waited_s, learner_waited_s, rounds_per_s, seconds_left    of a streamed run
 round_finished  round, report
 network_ready   round, path, digest             the network learned in the round is committed
 analysis_ready  path                            figures and tables are in this folder, relative to the run's; also after the end
@@ -37,6 +38,7 @@ KINDS: dict[str, frozenset[str]] = {
     "search_progress": frozenset(
         {"round", "images", "total", "layer", "generation", "generations", "cross_entropy", "solved", "evaluations_per_s", "seconds_left"}
     ),
+    "stream_progress": frozenset({"round", "rounds", "staleness", "searcher_waited_s", "learner_waited_s", "rounds_per_s", "seconds_left"}),
     "round_finished": frozenset({"round", "report"}),
     "network_ready": frozenset({"round", "path", "digest"}),
     "analysis_ready": frozenset({"path"}),
@@ -79,6 +81,11 @@ class Journal:
             raise ValueError("points are appended by append_points, which drops those already known")
         with self._lock:
             return self._write([(kind, fields)])[0]
+
+    def append_all(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Record]:
+        """Write several records (no points), each a kind and its fields, in one write; return them."""
+        with self._lock:
+            return self._write(entries)
 
     def append_points(self, round: int, points: Iterable[Point]) -> list[Record]:
         """Write the points whose (round, key, step) is new, in one write; return their records.

@@ -28,6 +28,8 @@ COST_METRICS = (
 ROUND_METRICS = (*EVALUATION_METRICS, *COST_METRICS)
 """The metrics of a round that was measured. One that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
 
+STREAM_METRICS = ("stream/staleness", "seconds/searcher_waited", "seconds/learner_waited")
+"""What streamed rounds have besides: rounds that the network searched lagged behind, idle time before search and before learning."""
 _SEARCH_METRIC = re.compile(r"search/(?P<layer>[^/]+)/cross_entropy_(?P<when>before|after)")
 _SOLVED_METRIC = re.compile(r"search/[^/]+/solved")
 
@@ -66,6 +68,7 @@ class RoundReport:
         known = (
             *ROUND_METRICS,
             *FITNESS_METRICS,
+            *STREAM_METRICS,
             *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)),
         )
         unknown = [name for name in self.metrics if name not in known]

@@ -13,6 +13,8 @@ from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
 from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
+from orchestrator.segments import streamed_reports
+from orchestrator.streaming import stream_rounds
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
 
@@ -22,6 +24,8 @@ def run_rounds(work: Work) -> list[RoundReport]:
     policy, reports = make_policy(work.run.config), list[RoundReport]()
     initial: Reference | None = None
     while (plan := policy.next(reports, work.run.config)) is not None:
+        if plan.stream is not None:
+            return stream_rounds(work, policy, plan)
         report = load_report(work.store, plan.round)
         if report is not None:
             _replay(work, plan, report)
@@ -36,7 +40,7 @@ def run_rounds(work: Work) -> list[RoundReport]:
 
 def load_reports(store: Store) -> list[RoundReport]:
     """Return the reports of the rounds that are done, in order."""
-    reports: list[RoundReport] = []
+    reports = streamed_reports(store)
     while (report := load_report(store, len(reports))) is not None:
         reports.append(report)
     return reports

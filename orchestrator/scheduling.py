@@ -188,7 +188,7 @@ class _Schedule:
             self.hooks.heard(job.task.key, final.progress)
             self._progress("")
             return
-        error = _failure(job, final)
+        error = failure_of(job.task.what, job.daemon, final)
         self.failures[job.task.key] = self.failures.get(job.task.key, 0) + 1
         # JobError stands for a crashed process or an exception in a plug-in; every other kind names a lasting cause.
         if type(error) is not JobError or self.failures[job.task.key] >= MAX_FAILURES:
@@ -229,8 +229,9 @@ def _follow(job: _Job, news: queue.SimpleQueue[_News]) -> None:
         news.put(_News(job, error=error))
 
 
-def _failure(job: _Job, final: jobs_pb2.Job) -> RepSearchError:
-    where = f"{job.task.what}, on {job.daemon.address}"
+def failure_of(what: str, daemon: Daemon, final: jobs_pb2.Job) -> RepSearchError:
+    """Return the error of a job for `what` that did not succeed."""
+    where = f"{what}, on {daemon.address}"
     if final.state == jobs_pb2.JOB_STATE_FAILED:
         kind, message = final.failure.kind, final.failure.message
         return from_kind(kind, f"{where}: {message if kind in KINDS else f'{kind}: {message}'}")

@@ -17,6 +17,7 @@ from orchestrator.live import LiveSearch, fields_of
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import shards_of
 from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
+from orchestrator.segments import streamed_search
 from orchestrator.work import Work, as_document, as_message, document_there
 from repsearch.errors import RepSearchError, StoreError
 from repsearch.rpc.v1 import jobs_pb2
@@ -94,7 +95,7 @@ def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> Sear
 
 def load_search(store: Store, round: int) -> SearchRecord:
     """Return the committed search of `round`; raises `StoreError` if there is none."""
-    document = store.read_document(layout.round_document(round))
+    document = streamed_search(store, round) or store.read_document(layout.round_document(round))
     return SearchRecord(**{name: document[name] for name in SearchRecord.__dataclass_fields__ if name in document})
 
 

@@ -23,6 +23,8 @@ def status_of(folder: Path) -> dict[str, Any]:
     phase: "search", "learn" or "" (between rounds, or not running). Rounds are numbered from 0.
     ended: why no round follows the last one; "" before its end. rounds_planned: the most rounds.
     search: what a search that goes on has found (see `orchestrator.live`); images_done and seconds_left: of it, None outside.
+    Of a streamed run, up to the last commit: staleness, rounds by the number of rounds that the network searched lagged behind;
+    searcher_waited_seconds, of all searchers for the learner; learner_waited_seconds, for searchers.
     """
     run, records, holder = open_run(folder), read_journal(folder), owner(folder)
     finished = [record for record in records if record["kind"] == "round_finished"]
@@ -51,7 +53,26 @@ def status_of(folder: Path) -> dict[str, Any]:
         "evaluations": sum(record["report"]["metrics"]["search/evaluations"] for record in finished),
         "test_accuracy": next((accuracy for accuracy in reversed(accuracies) if accuracy is not None), None),
         "ended": finished[-1]["report"].get("ended", "") if finished else "",
+        **_stream(records),
         "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
+    }
+
+
+def _stream(records: Sequence[Record]) -> dict[str, Any]:
+    """Return of a streamed run how many rounds lagged how far behind, who waited how long, and what is left; nothing of another run."""
+    told = [record for record in records if record["kind"] == "stream_progress"]
+    if not told:
+        return {}
+    newest = told[-1]
+    ended = any(record["kind"] == "run_finished" for record in records[-2:])
+    return {
+        "round": newest["round"],
+        "phase": "" if ended else "stream",
+        "seconds_left": None if ended else newest["seconds_left"],
+        "rounds_per_second": newest["rounds_per_s"],
+        "staleness": newest["staleness"],
+        "searcher_waited_seconds": newest["searcher_waited_s"],
+        "learner_waited_seconds": newest["learner_waited_s"],
     }
 
 

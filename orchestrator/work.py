@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,13 @@ class RunLog:
         if (kind, round) not in self._there:
             self._there.add((kind, round))
             self.append(kind, round=round, **fields)
+
+    def once_each(self, kind: str, fields_of_rounds: Mapping[int, dict[str, Any]]) -> None:
+        """Append a record of each round that has none of this kind, in one write."""
+        new = {round: fields for round, fields in fields_of_rounds.items() if (kind, round) not in self._there}
+        self._there.update((kind, round) for round in new)
+        for record in self._journal.append_all([(kind, {"round": round, **fields}) for round, fields in new.items()]):
+            self._mirror.put(record)
 
     def points(self, round: int, points: Iterable[Point]) -> None:
         """Append the points of a round's curves that are not there yet."""

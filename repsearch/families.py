@@ -171,6 +171,7 @@ POLICIES = Family(
     {
         "one_shot": "orchestrator.policies.one_shot:OneShot",
         "closed_loop": "orchestrator.policies.closed_loop:ClosedLoop",
+        "streaming": "orchestrator.policies.streaming:Streaming",
         "learn_only": "orchestrator.policies.learn_only:LearnOnly",
     },
 )

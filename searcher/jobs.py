@@ -37,20 +37,25 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     data = cached_data(config.dataset, seed=config.run.seed)
     kind = request.WhichOneof("spec")
     if kind == "check":
-        _plan(config, data, torch.device(context.device), round_number=0, trained=False)
+        make_plan(config, data, torch.device(context.device), round_number=0, trained=False)
         return JobResult(dataset_digest=data.digest)
-    if kind != "search":
-        raise DaemonError(f"a searcher runs `check` and `search` jobs, not {kind!r}; send it to a learner")
+    if kind not in ("search", "stream_search"):
+        raise DaemonError(f"a searcher runs `check`, `search` and `stream_search` jobs, not {kind!r}; send it to a learner")
     if data.digest != request.dataset_digest:
         digests = f"{data.digest[:12]}, the run's {request.dataset_digest[:12]}"
         raise DaemonError(f"the searcher's data have digest {digests}; give both the same files")
+    if kind == "stream_search":
+        from searcher.stream import search_stream
+
+        search_stream(request, config, data, context)
+        return JobResult(dataset_digest=data.digest)
     return _search(request, config, data, context)
 
 
 def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, context: JobContext) -> JobResult:
     spec = request.search
     store = open_store(str(context.store_root / request.run_path), chunk_mb=config.store.chunk_mb)
-    plan = _plan(config, data, torch.device(context.device), round_number=spec.round, trained=spec.trained)
+    plan = make_plan(config, data, torch.device(context.device), round_number=spec.round, trained=spec.trained)
     table = config.network if spec.trained else config.search_network()
     network = build_network(table, data, seed=config.run.seed, purpose="searched")
     load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
@@ -65,15 +70,15 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
             first=spec.first,
             count=spec.count,
             device=torch.device(context.device),
-            take=lambda piece: shard.append(_arrays(names, piece)),
+            take=lambda piece: shard.append(arrays_of(names, piece)),
             on_progress=reports.progress,
             on_position=reports.position,
         )
-        reference = shard.commit(_attributes(request, config, names, end))
+        reference = shard.commit(attributes_of(request, spec, config, names, end))
     return JobResult(path=reference.path, digest=reference.digest)
 
 
-def _plan(config: RunConfig, data: Data, device: torch.device, *, round_number: int, trained: bool) -> SearchPlan:
+def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_number: int, trained: bool) -> SearchPlan:
     """Return the search plan; raises `ConfigError` where the configuration does not fit the network or the device."""
     shapes = NETWORKS.build(config.network, at="network").check(data.input_shape)
     searched = NETWORKS.build(config.search_network(), at="search.network").check(data.input_shape)
@@ -122,13 +127,16 @@ def _layer_shapes(config: RunConfig, shapes: Sequence[Shape], classes: int) -> l
     return [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in wanted]
 
 
-def _arrays(names: Sequence[str], piece: Piece) -> dict[str, np.ndarray]:
+def arrays_of(names: Sequence[str], piece: Piece) -> dict[str, np.ndarray]:
+    """Return the arrays of a piece of a shard."""
     arrays = {name: target.numpy() for name, target in zip(names, piece.targets, strict=True)}
     return {**arrays, "fitness_before": piece.before_NL.numpy(), "fitness_after": piece.after_NL.numpy()}
 
 
-def _attributes(request: jobs_pb2.StartRequest, config: RunConfig, names: Sequence[str], end: SearchProgress) -> dict[str, object]:
-    spec = request.search
+def attributes_of(
+    request: jobs_pb2.StartRequest, spec: jobs_pb2.SearchSpec, config: RunConfig, names: Sequence[str], end: SearchProgress
+) -> dict[str, object]:
+    """Return what the manifest of a shard says."""
     return {
         "kind": "search",
         "run_id": request.run_id,

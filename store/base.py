@@ -6,7 +6,7 @@ Every failure is a `StoreError` that names the path; numbers that cannot be stor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -98,3 +98,12 @@ class DocumentStore(Protocol):
 
 class Store(RepresentationStore, DocumentStore, Protocol):
     """Both: what holds a run."""
+
+    def relaxed(self) -> Store:
+        """Return the same store, whose groups are whole but perhaps not on the disk when they are committed, or deleted.
+
+        A power failure may damage them, which their digests show; a killed process does them no harm.
+        """
+
+    def settle(self, paths: Sequence[str]) -> None:
+        """Flush committed groups that were written to the relaxed store to the disk; returns when they are there."""

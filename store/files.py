@@ -35,9 +35,9 @@ def failures(doing: str) -> Iterator[None]:
         raise StoreError(f"{doing}: {reason}; {_HINTS.get(error.errno or 0, 'check the disk')}") from error
 
 
-def create_file(path: Path, data: bytes) -> bool:
-    """Create `path` with `data`, durable; False, and nothing changed, if it exists."""
-    temporary = _write_temporary(path, data)
+def create_file(path: Path, data: bytes, *, durable: bool = True) -> bool:
+    """Create `path` with `data`, on the disk if `durable`; False, and nothing changed, if it exists."""
+    temporary = _write_temporary(path, data, durable)
     try:
         # Rename would replace an existing file; a link refuses to.
         os.link(temporary, path)
@@ -45,13 +45,14 @@ def create_file(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
     return True
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Create or replace `path` with `data`, durable; a reader sees the old or the new content, never a mixture."""
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, data, True)
     try:
         temporary.replace(path)
     except OSError:
@@ -98,13 +99,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+def _write_temporary(path: Path, data: bytes, durable: bool) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -8,6 +8,11 @@ rounds/00003/search/00017-a2                 shard 17, attempt 2
 rounds/00003/round.json, report.json         the attempts that count; the figures of the round
 checkpoints/00003/a01-e0007                  the learner's state of attempt 1 after epoch 7
 states/00003/a1                              the learner's state after the round, with `learn.start = "continue"`
+stream/targets/00000123-a1001                targets of window 123 of a streamed run: the first attempt of term 1
+stream/networks/00000123-a1001               the network learned from it
+stream/states/00000123-a1001                 the learner's state after it, where a segment ends
+stream/segments/00000100.json                what is committed of a streamed run: the rounds from 100 to the next segment
+pruned.json                                  rounds below which groups of a streamed run were removed
 """
 
 from __future__ import annotations
@@ -88,6 +93,30 @@ def round_document(round: int) -> str:
 def report_document(round: int) -> str:
     """The document with the figures of a round."""
     return f"{round_folder(round)}/report.json"
+
+
+PRUNED_DOCUMENT = "pruned.json"
+SEGMENTS_FOLDER = "stream/segments"
+STATES_FOLDER = "stream/states"
+STREAM_FOLDERS = ("stream/targets", "stream/networks", STATES_FOLDER)
+_STREAMED = re.compile(r"stream/(?:targets|networks|states)/(\d{8,})-a\d+", re.ASCII)
+
+
+def stream_paths(round: int, attempt: int) -> tuple[str, str, str]:
+    """Targets, network and learner's state of a round of a streamed run, by one attempt."""
+    targets, networks, states = (f"{folder}/{round:08d}-a{attempt}" for folder in STREAM_FOLDERS)
+    return targets, networks, states
+
+
+def streamed_round(path: str) -> int | None:
+    """Return the round of a group of a streamed run; None for any other path."""
+    match = _STREAMED.fullmatch(path)
+    return int(match[1]) if match else None
+
+
+def segment_document(first_round: int) -> str:
+    """The document that commits the rounds of a streamed run from `first_round` to the next such document."""
+    return f"{SEGMENTS_FOLDER}/{first_round:08d}.json"
 
 
 def parse_shard_name(name: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,13 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._groups: dict[str, tuple[bytes, dict[str, np.ndarray]]] = {}
         self._documents: dict[str, bytes] = {}
+
+    def relaxed(self) -> MemoryStore:
+        """Return the store itself."""
+        return self
+
+    def settle(self, paths: Sequence[str]) -> None:
+        """Do nothing: there is no disk."""
 
     def write(
         self,

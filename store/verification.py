@@ -1,13 +1,14 @@
 """Checks of what a store holds: one group, or a whole run.
 
 A run is verified from its documents down: `run.json`, then every round's `round.json` and `report.json`, then each group that they
-name by `{"path", "digest"}`, every chunk of it. Attempts that no document names do not count and are not looked at.
+name by `{"path", "digest"}`, every chunk of it. Attempts that no document names do not count and are not looked at. Of a streamed run
+the segments take the place of those of rounds; groups of rounds that `pruned.json` says were removed are not expected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +51,38 @@ def verify_run(store: Store) -> list[Finding]:
             documents[path] = store.read_document(path)
         except StoreError as error:
             findings.append(Finding(path, str(error)))
+    findings += _gaps(documents)
     references = {reference: None for document in documents.values() for reference in references_in(document)}
     for reference in references:
+        if not _expected(reference.path, documents):
+            continue
         try:
             verify_group(store, reference)
         except StoreError as error:
             findings.append(Finding(reference.path, str(error)))
     return findings
+
+
+def _gaps(documents: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield a finding for every segment that does not begin where the one before ends."""
+    reached = 0
+    for path in sorted(path for path in documents if path.startswith(f"{layout.SEGMENTS_FOLDER}/")):
+        first, rounds = int(documents[path]["first"]), len(documents[path]["rounds"])
+        if first != reached:
+            yield Finding(path, f"{path}: begins at round {first}, but the segment before ends at {reached}; restore what is between")
+        reached = first + rounds
+
+
+def _expected(path: str, documents: Mapping[str, Any]) -> bool:
+    """Return whether a group that a document names has to be there."""
+    round = layout.streamed_round(path)
+    if round is None:
+        return True
+    if path.startswith(f"{layout.STATES_FOLDER}/"):
+        # A state is removed when the next one is there.
+        newest = max(segment for segment in documents if segment.startswith(f"{layout.SEGMENTS_FOLDER}/"))
+        return bool(path == documents[newest]["state"]["path"])
+    return round >= int(documents.get(layout.PRUNED_DOCUMENT, {"before": 0})["before"])
 
 
 def references_in(document: Any) -> Iterator[Reference]:
@@ -76,6 +102,8 @@ def _expected_documents(store: Store) -> list[str]:
     rounds = _documents_by_round(store)
     last = max((round for round, present in enumerate(rounds) if present), default=-1)
     paths = [layout.RUN_DOCUMENT]
+    paths += [layout.PRUNED_DOCUMENT] if layout.PRUNED_DOCUMENT in store.documents("") else []
+    paths += [f"{layout.SEGMENTS_FOLDER}/{name}" for name in store.documents(layout.SEGMENTS_FOLDER)]
     for round in range(last + 1):
         both = [layout.round_document(round), layout.report_document(round)]
         # A round that is going on, or was interrupted, has the first alone; the report is written after it.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,23 @@ from store.pieces import Pieces, Sink
 class ZarrStore:
     """The store in folder `root`, which the first write creates; `chunk_mb` is the size of a chunk in MB."""
 
-    def __init__(self, root: Path, *, chunk_mb: float = 4.0) -> None:
+    def __init__(self, root: Path, *, chunk_mb: float = 4.0, durable: bool = True) -> None:
         with failures(f"store {root}"):
             self._root = Path(root).resolve()
         if self._root.exists() and not self._root.is_dir():
             raise StoreError(f"store {root}: is not a folder; give the path of a folder")
-        self._chunk_mb = chunk_mb
+        self._chunk_mb, self._durable = chunk_mb, durable
+
+    def relaxed(self) -> ZarrStore:
+        """Return the same store without waiting for the disk, as `Store.relaxed` says."""
+        return ZarrStore(self._root, chunk_mb=self._chunk_mb, durable=False)
+
+    def settle(self, paths: Sequence[str]) -> None:
+        """Flush groups to the disk, as `Store.settle` says."""
+        with failures(f"{self._root}: cannot be flushed"):
+            folders = [self._locate(path) for path in paths]
+            above = {parent for folder in folders for parent in files.ancestors(folder, self._root)[1:]}
+            files.sync_all([place for folder in folders for place in (folder, *files.tree(folder))] + sorted(above))
 
     def write(
         self,
@@ -94,7 +105,8 @@ class ZarrStore:
         with failures(f"{path}: cannot be deleted in {self._root}"):
             if (folder / MANIFEST).is_file():
                 (folder / MANIFEST).unlink()
-                files.sync(folder)
+                if self._durable:
+                    files.sync(folder)
             self._clear(path, folder)
 
     def write_document(self, path: str, document: Mapping[str, Any], *, create: bool) -> str:
@@ -136,7 +148,7 @@ class ZarrStore:
         with failures(self._unwritable(path)):
             self._require_free(path, folder)
             self._clear(path, folder)
-            return GroupFiles(path, folder, self._root, forms)
+            return GroupFiles(path, folder, self._root, forms, durable=self._durable)
 
     def _unwritable(self, path: str) -> str:
         return f"{path}: cannot be written in {self._root}"
@@ -160,7 +172,8 @@ class ZarrStore:
             if not entry.is_dir() and not _is_of_group(entry.name):
                 raise StoreError(f"{path}: holds {entry.relative_to(self._root)}, which no unfinished write leaves; choose another path")
         shutil.rmtree(folder)
-        files.sync(folder.parent)
+        if self._durable:
+            files.sync(folder.parent)
 
 
 def _is_of_group(name: str) -> bool:

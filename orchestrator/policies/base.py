@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """How rounds overlap. max_staleness: rounds that the network searched may lag behind; commit_seconds: between two commits."""
+
+    max_staleness: int
+    commit_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundPlan:
     """One round.
 
@@ -23,8 +31,10 @@ class RoundPlan:
     search: whether targets are searched; without it the round only learns.
     searched_round: the round whose learned network is searched; None: the untrained network.
     warm_round: the round whose learned network learning goes on from; None: initial parameters.
-    epochs: passes over the training set.
+    epochs: passes over the round's examples.
     changes: what the round changes of the section `search`, as a partial table (see `repsearch.config.with_search`).
+    stream: this round and all after it are streamed: search and learning of different rounds go on at once, and which network a round
+        searches is known when it begins; None: the round has jobs of its own.
     """
 
     round: int
@@ -32,6 +42,7 @@ class RoundPlan:
     searched_round: int | None
     warm_round: int | None
     epochs: int
+    stream: StreamPlan | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, config: RunConfig) -> RunConfig:

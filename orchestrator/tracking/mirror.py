@@ -91,6 +91,7 @@ class Mirror:
             "round_started": self._round_started,
             "point": self._point,
             "search_progress": self._search_progress,
+            "stream_progress": self._stream_progress,
             "round_finished": self._round_finished,
             "network_ready": lambda record: None,
             "analysis_ready": self._analysis_ready,
@@ -155,6 +156,12 @@ class Mirror:
             found |= {name: record[name] for name in ("evaluations_per_s", "seconds_left") if record[name] is not None}
         # By images done: what a resumed run searches again is at steps that are there already, and keeps their values.
         self._log_to_child(record, [Value(f"search/live/{name}", record["images"], value, record["time"]) for name, value in found.items()])
+
+    def _stream_progress(self, record: Record) -> None:
+        total = max(1, sum(record["staleness"].values()))
+        found = {f"stream/staleness_{rounds}": count / total for rounds, count in record["staleness"].items()}
+        found |= {f"stream/{name}": record[name] for name in ("searcher_waited_s", "learner_waited_s", "rounds_per_s")}
+        self.metrics.add(self.state.parent, [Value(name, record["round"], value, record["time"]) for name, value in found.items()])
 
     def _log_to_child(self, record: Record, values: Sequence[Value]) -> None:
         child = self._child(record)

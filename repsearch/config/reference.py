@@ -145,6 +145,9 @@ def value_text(prop: Mapping[str, Any]) -> str:
             return "list of " + ", ".join(f"({value_text(item)})" for item in prop["prefixItems"])
         least = f"{prop['minItems']} or more " if "minItems" in prop else ""
         return f"list of {least}({value_text(prop['items'])})"
+    if "$ref" in prop:
+        # A table within a section, which the field's own text describes.
+        return _KINDS["object"]
     limits = [text.format(prop[key]) for key, text in _LIMITS.items() if key in prop]
     return " ".join([_KINDS[prop["type"]], ", ".join(limits)]).strip()
 
@@ -167,4 +170,6 @@ def _row(key: str, value: str, default: str, meaning: str) -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_none=True)
     return "*none*" if value is None else f"`{json.dumps(value)}`"

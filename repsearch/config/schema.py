@@ -138,6 +138,10 @@ class ScheduleEntry(Section):
     search: PluginTable = Field(default_factory=dict)
 
 
+class KeepConfig(Section):
+    rounds: int | None = Field(default=None, ge=1)
+
+
 class RoundsConfig(Section):
     policy: PluginTable = Field(default_factory=lambda: {"name": "closed_loop"})
     """Round policy (family `policies`)."""
@@ -164,6 +168,9 @@ class RoundsConfig(Section):
     """Factor on the numbers of candidates at each widening; see docs/policies.md for the fields of each strategy."""
     widen_times: int = Field(default=2, ge=1)
     """Widenings; the plateau after the last one ends the run."""
+    keep: KeepConfig = KeepConfig()
+    """What stays of rounds that are done: `{rounds = N}` removes the targets and networks of all but the last N rounds while the run goes
+    on; figures stay. Without it everything is kept."""
 
     @field_validator("schedule")
     @classmethod

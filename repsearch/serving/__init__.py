@@ -9,8 +9,9 @@
 Importing this package loads neither torch nor grpc.
 """
 
-from repsearch.serving.jobs import JobCancelled, JobContext, JobFunction, JobResult
+from repsearch.serving.clock import StepClock
+from repsearch.serving.jobs import Arrival, JobCancelled, JobContext, JobFunction, JobResult
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
-__all__ = ["PROTOCOL_VERSION", "JobCancelled", "JobContext", "JobFunction", "JobResult"]
+__all__ = ["PROTOCOL_VERSION", "Arrival", "JobCancelled", "JobContext", "JobFunction", "JobResult", "StepClock"]

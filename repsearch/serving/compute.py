@@ -19,14 +19,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 from repsearch.errors import DaemonError, JobError, RepSearchError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import devices, framing, logs
-from repsearch.serving.jobs import MAX_POINTS, JobCancelled, JobFunction
+from repsearch.serving.jobs import MAX_POINTS, Arrival, JobCancelled, JobFunction
 
 PROGRESS_S = 0.1  # progress is sent at most this often
 _PR_SET_PDEATHSIG = 1
@@ -43,6 +43,8 @@ class Context:
         self._progress = jobs_pb2.Progress()
         self._points = 0
         self._sent_at = 0.0
+        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        self._arrived = 0
 
     def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
         counter = self._progress.counter + 1
@@ -63,6 +65,28 @@ class Context:
     def check(self) -> None:
         if self.cancelled.is_set():
             raise JobCancelled(self._job_id)
+
+    def items(self) -> Iterator[Arrival]:
+        while True:
+            arrival = self._arrivals.get()
+            self.check()
+            assert arrival is not None
+            if arrival.item.WhichOneof("kind") == "end":
+                return
+            yield arrival
+
+    def item_done(self, done: jobs_pb2.ItemDone) -> None:
+        framing.send(self._connection, compute_pb2.Report(job_id=self._job_id, item_done=done))
+
+    def arrive(self, item: jobs_pb2.Item) -> None:
+        """Take an item; called by the thread that reads commands."""
+        self._arrived += 1
+        self._arrivals.put(Arrival(self._arrived, item, time.monotonic()))
+
+    def cancel(self) -> None:
+        """Have the job stop at its next safe point; called by the thread that reads commands."""
+        self.cancelled.set()
+        self._arrivals.put(None)
 
     def flush(self) -> None:
         """Send the newest progress."""
@@ -91,12 +115,16 @@ class Compute:
 
     def _read(self) -> None:
         while (command := framing.receive(self._connection, compute_pb2.Command)) is not None:
-            if command.WhichOneof("kind") == "run":
+            kind = command.WhichOneof("kind")
+            if kind == "run":
                 context = Context(command.run.job_id, self._connection, self._device, self._threads, self._store_root)
                 self._contexts[command.run.job_id] = context
                 self._jobs.put((command.run, context))
+            elif kind == "item":
+                if (fed := self._contexts.get(command.item.job_id)) is not None:
+                    fed.arrive(command.item.item)
             elif (running := self._contexts.get(command.cancel)) is not None:
-                running.cancelled.set()
+                running.cancel()
         os._exit(0)  # the daemon is gone; the main thread may be in the middle of a job
 
 

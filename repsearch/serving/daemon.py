@@ -59,7 +59,11 @@ class Daemon:
         self._health = Health(service)
         self._supervisor = Supervisor(options, on_ready=self._on_ready, on_gone=self._on_gone)
         self._table = self._supervisor.table = Table(
-            self._incarnation, on_queue=self._supervisor.pump, on_cancel=self._supervisor.cancel, on_idle=self._tell("idle")
+            self._incarnation,
+            on_queue=self._supervisor.pump,
+            on_cancel=self._supervisor.cancel,
+            on_idle=self._tell("idle"),
+            on_push=self._supervisor.forward,
         )
         streams = Streams()
         servicer = JobServicer(service, options.store_root, self._table, self._info, streams)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 class JobCancelled(Exception):  # noqa: N818 (an outcome, not an error)
     """The job was cancelled; raised by `JobContext.check`, to be let through."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An item of a stream job; `time` (of `time.monotonic`) is when it came."""
+
+    sequence: int
+    item: jobs_pb2.Item
+    time: float
 
 
 class JobContext(Protocol):
@@ -38,6 +47,12 @@ class JobContext(Protocol):
 
     def check(self) -> None:
         """Raise `JobCancelled` if the job was cancelled; call it at every place where stopping is safe."""
+
+    def items(self) -> Iterator[Arrival]:
+        """Yield the items of a stream job as they come, up to the end; raises `JobCancelled` also while it waits."""
+
+    def item_done(self, done: jobs_pb2.ItemDone) -> None:
+        """Tell that an item is done."""
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,24 @@ def inside(root: Path, path: str, *, what: str) -> Path:
 def check_paths(root: Path, request: jobs_pb2.StartRequest) -> Path:
     """Return the run's real folder; a Refusal if it, or any path of the spec inside it, lies elsewhere."""
     run = inside(root, request.run_path, what="run_path")
-    for name, path in _spec_paths(request):
+    _check_inside(run, _spec_paths(request))
+    return run
+
+
+def check_item_paths(run: Path, item: jobs_pb2.Item) -> None:
+    """Refuse an item of a stream job that names a path outside the run's folder."""
+    kind = item.WhichOneof("kind")
+    if kind == "search":
+        _check_inside(run, _search_paths(item.search))
+    elif kind == "learn":
+        _check_inside(run, _learn_paths(item.learn))
+
+
+def _check_inside(run: Path, paths: Iterator[tuple[str, str]]) -> None:
+    for name, path in paths:
         if Path(path).is_absolute():
             raise OutsideRoot(f"{name} {path!r} must be relative to the run's folder {str(run)!r}")
         inside(run, path, what=name)
-    return run
 
 
 def _spec_paths(request: jobs_pb2.StartRequest) -> Iterator[tuple[str, str]]:
@@ -61,15 +74,25 @@ def _spec_paths(request: jobs_pb2.StartRequest) -> Iterator[tuple[str, str]]:
     if kind == "initialise":
         yield "initialise.output_path", request.initialise.output_path
     elif kind == "search":
-        yield "search.output_path", request.search.output_path
-        yield "search.network.path", request.search.network.path
+        yield from _search_paths(request.search)
     elif kind == "learn":
-        yield "learn.output_path", request.learn.output_path
         yield "learn.checkpoint_path", request.learn.checkpoint_path
-        yield from ((f"learn.shards[{index}].path", shard.path) for index, shard in enumerate(request.learn.shards))
-        if request.learn.HasField("initial_network"):
-            yield "learn.initial_network.path", request.learn.initial_network.path
-        if request.learn.HasField("state"):
-            yield "learn.state.path", request.learn.state.path
-        if request.learn.state_path:
-            yield "learn.state_path", request.learn.state_path
+        yield from _learn_paths(request.learn)
+    elif kind == "stream_learn" and request.stream_learn.HasField("state"):
+        yield "stream_learn.state.path", request.stream_learn.state.path
+
+
+def _search_paths(spec: jobs_pb2.SearchSpec) -> Iterator[tuple[str, str]]:
+    yield "search.output_path", spec.output_path
+    yield "search.network.path", spec.network.path
+
+
+def _learn_paths(spec: jobs_pb2.LearnSpec) -> Iterator[tuple[str, str]]:
+    yield "learn.output_path", spec.output_path
+    yield from ((f"learn.shards[{index}].path", shard.path) for index, shard in enumerate(spec.shards))
+    if spec.HasField("initial_network"):
+        yield "learn.initial_network.path", spec.initial_network.path
+    if spec.HasField("state"):
+        yield "learn.state.path", spec.state.path
+    if spec.state_path:
+        yield "learn.state_path", spec.state_path

@@ -1,4 +1,4 @@
-"""Which `Start` requests a service accepts."""
+"""Which `Start` requests and which items of stream jobs a service accepts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pathlib import Path
 
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving.jobs import Service
-from repsearch.serving.paths import check_paths
+from repsearch.serving.paths import check_item_paths, check_paths
 from repsearch.serving.refusals import BadRequest
 
-SPECS: dict[Service, tuple[str, ...]] = {"searcher": ("check", "search"), "learner": ("check", "initialise", "learn")}
+SPECS: dict[Service, tuple[str, ...]] = {
+    "searcher": ("check", "search", "stream_search"),
+    "learner": ("check", "initialise", "learn", "stream_learn"),
+}
+ITEMS: dict[Service, tuple[str, ...]] = {"searcher": ("search", "end"), "learner": ("learn", "end")}
 
 
 def admit(service: Service, root: Path, request: jobs_pb2.StartRequest) -> jobs_pb2.StartRequest:
@@ -24,3 +28,12 @@ def admit(service: Service, root: Path, request: jobs_pb2.StartRequest) -> jobs_
     admitted.CopyFrom(request)
     admitted.run_path = str(check_paths(root, request))
     return admitted
+
+
+def admit_item(service: Service, run_path: str, request: jobs_pb2.PushRequest) -> jobs_pb2.PushRequest:
+    """Return `request` if its item is one that the service's stream jobs take and stays in the run's folder; a Refusal otherwise."""
+    kind = request.item.WhichOneof("kind")
+    if kind not in ITEMS[service]:
+        raise BadRequest(f"a {service} takes no item {kind or 'without a kind'}; it takes {', '.join(ITEMS[service])}")
+    check_item_paths(Path(run_path), request.item)
+    return request

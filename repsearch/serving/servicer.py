@@ -1,6 +1,6 @@
 """The gRPC side of a daemon: messages in and out, refusals as status codes, bounded streams. The only module here that serves gRPC.
 
-Both services have the same five calls, so one servicer serves either. Streams hold a thread each; they are capped at `STREAMS` and the
+Both services have the same six calls, so one servicer serves either. Streams hold a thread each; they are capped at `STREAMS` and the
 pool has `HEADROOM` more threads, so health and unary calls always find one.
 """
 
@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving import refusals
 from repsearch.serving.jobs import Service
-from repsearch.serving.requests import admit
+from repsearch.serving.requests import admit, admit_item
 from repsearch.serving.table import Table
 
 STREAMS = 64
@@ -76,7 +76,7 @@ def answering(context: Any) -> Iterator[None]:
 
 
 class JobServicer:
-    """The five calls of `Searcher` and `Learner`."""
+    """The six calls of `Searcher` and `Learner`."""
 
     def __init__(self, service: Service, root: Path, table: Table, info: Callable[[], jobs_pb2.Info], streams: Streams) -> None:
         self._service, self._root, self._table, self._info, self._streams = service, root, table, info, streams
@@ -97,6 +97,11 @@ class JobServicer:
     def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
         with answering(context):
             return self._table.cancel(request.job_id, request.term)
+        raise AssertionError("abort raises")
+
+    def Push(self, request: jobs_pb2.PushRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
+        with answering(context):
+            return self._table.push(admit_item(self._service, self._table.run_path(request.job_id), request))
         raise AssertionError("abort raises")
 
     def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> Iterator[jobs_pb2.Event]:  # noqa: N802

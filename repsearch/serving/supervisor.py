@@ -155,6 +155,18 @@ class Supervisor:
             if job is not None:  # sent with the lock held, so that its cancellation cannot overtake it
                 log.info("job %s starts", job.job_id, extra=_context(job))
                 process.send(compute_pb2.Command(run=job))
+                self._forward(process)
+
+    def forward(self) -> None:
+        """Hand the items that were pushed on to the process."""
+        with self._lock:
+            if self._process is not None and self._ready:
+                self._forward(self._process)
+
+    def _forward(self, process: Process) -> None:
+        # With the lock held: items keep their order, and none overtakes its job.
+        for item in self.table.untold():
+            process.send(compute_pb2.Command(item=item))
 
     def cancel(self, job_id: str) -> None:
         """Tell the running job to stop, and kill the process if it has not within `CANCEL_S`."""
@@ -210,6 +222,8 @@ class Supervisor:
                 self.table.progress(report.progress)
             elif kind == "points":
                 self.table.points(report.points)
+            elif kind == "item_done":
+                self.table.item_done(report.item_done)
             elif kind == "outcome":
                 self._finish(process, report)
         return refusal

@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
-from repsearch.serving.refusals import Draining, OutOfRange, QueueFull, RequestReused, StaleTerm, UnknownJob
+from repsearch.serving.refusals import BadRequest, Draining, OutOfRange, QueueFull, RequestReused, StaleTerm, UnknownJob
 
 QUEUE_LIMIT = 16
 KEEP_JOBS = 256
 KEEP_POINTS = 500_000
 HEARTBEAT_S = 2.0
 FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
+STREAMS = ("stream_search", "stream_learn")
+"""Specs whose jobs take items."""
 CANCELLED = compute_pb2.Outcome(state=jobs_pb2.JOB_STATE_CANCELLED)
 
 
@@ -39,6 +41,9 @@ class Record:
     events: list[jobs_pb2.Event] = field(default_factory=list)
     points: int = 0
     cancelling: bool = False
+    pushed: int = 0
+    untold: deque[jobs_pb2.Item] = field(default_factory=deque)
+    """Items pushed that the compute process has not been given."""
 
     @property
     def finished(self) -> bool:
@@ -46,13 +51,20 @@ class Record:
 
 
 class Table:
-    """All jobs of one incarnation. `on_queue()` is called when a job may be taken, `on_cancel(job_id)` when a running one must stop."""
+    """All jobs of one incarnation. `on_queue()` is called when a job may be taken, `on_cancel(job_id)` when a running one must stop,
+    `on_push()` when it has an item to be given."""
 
     def __init__(
-        self, incarnation: str, *, on_queue: Callable[[], None], on_cancel: Callable[[str], None], on_idle: Callable[[], None]
+        self,
+        incarnation: str,
+        *,
+        on_queue: Callable[[], None],
+        on_cancel: Callable[[str], None],
+        on_idle: Callable[[], None],
+        on_push: Callable[[], None] = lambda: None,
     ) -> None:
         self.incarnation = incarnation
-        self._on_queue, self._on_cancel, self._on_idle = on_queue, on_cancel, on_idle
+        self._on_queue, self._on_cancel, self._on_idle, self._on_push = on_queue, on_cancel, on_idle, on_push
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         self._requests: dict[tuple[str, int, str], Record] = {}
@@ -85,6 +97,27 @@ class Table:
             self._fence(record.job.run_id, term)
             self._cancel(record)
             return _copy(record.job)
+
+    def push(self, request: jobs_pb2.PushRequest) -> jobs_pb2.Job:
+        """Give a stream job its next item, unless it has it or is finished; OutOfRange for an item that leaves a gap."""
+        with self._changing():
+            record = self._get(request.job_id)
+            self._fence(record.job.run_id, request.term)
+            if record.request.WhichOneof("spec") not in STREAMS:
+                raise BadRequest(f"job {request.job_id} takes no items; start one of {', '.join(STREAMS)}")
+            if not 1 <= request.sequence <= record.pushed + 1:
+                raise OutOfRange(f"job {request.job_id}: item {request.sequence} was pushed, the last one was {record.pushed}")
+            if request.sequence == record.pushed + 1 and not record.finished:
+                record.pushed += 1
+                record.untold.append(request.item)
+            answer = _copy(record.job)
+        self._on_push()
+        return answer
+
+    def run_path(self, job_id: str) -> str:
+        """Return the folder of the job's run; UnknownJob if there is no such job."""
+        with self._lock:
+            return self._get(job_id).request.run_path
 
     def get(self, job_id: str) -> jobs_pb2.Job:
         """Return the job as it is now; UnknownJob if there is none."""
@@ -154,6 +187,21 @@ class Table:
             if self._running is not None:
                 self._running.points += len(points.points)
                 self._append(self._running, jobs_pb2.Event(points=points))
+
+    def untold(self) -> list[compute_pb2.NextItem]:
+        """Return the items of the running job that its process has not been given, which it has then."""
+        with self._lock:
+            if self._running is None:
+                return []
+            items = [compute_pb2.NextItem(job_id=self._running.job.job_id, item=item) for item in self._running.untold]
+            self._running.untold.clear()
+            return items
+
+    def item_done(self, done: jobs_pb2.ItemDone) -> None:
+        """Append the end of an item to the running job's events."""
+        with self._lock:
+            if self._running is not None:
+                self._append(self._running, jobs_pb2.Event(item_done=done))
 
     def finish(self, outcome: compute_pb2.Outcome) -> None:
         """End the running job; a failure of one that was told to stop counts as its cancellation."""

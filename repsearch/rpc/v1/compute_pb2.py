@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from repsearch.rpc.v1 import jobs_pb2 as repsearch_dot_rpc_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erepsearch/rpc/v1/compute.proto\x12\x10repsearch.rpc.v1\x1a\x1brepsearch/rpc/v1/jobs.proto\"L\n\x07\x43ommand\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x18.repsearch.rpc.v1.RunJobH\x00\x12\x10\n\x06\x63\x61ncel\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"I\n\x06RunJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.repsearch.rpc.v1.StartRequest\"\x82\x02\n\x06Report\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12(\n\x05hello\x18\x02 \x01(\x0b\x32\x17.repsearch.rpc.v1.HelloH\x00\x12,\n\x07refused\x18\x03 \x01(\x0b\x32\x19.repsearch.rpc.v1.FailureH\x00\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x12*\n\x06points\x18\x05 \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12,\n\x07outcome\x18\x06 \x01(\x0b\x32\x19.repsearch.rpc.v1.OutcomeH\x00\x42\x06\n\x04kind\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x03 \x01(\t\"\xa5\x01\n\x07Outcome\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erepsearch/rpc/v1/compute.proto\x12\x10repsearch.rpc.v1\x1a\x1brepsearch/rpc/v1/jobs.proto\"x\n\x07\x43ommand\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x18.repsearch.rpc.v1.RunJobH\x00\x12\x10\n\x06\x63\x61ncel\x18\x02 \x01(\tH\x00\x12*\n\x04item\x18\x03 \x01(\x0b\x32\x1a.repsearch.rpc.v1.NextItemH\x00\x42\x06\n\x04kind\"@\n\x08NextItem\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x04item\x18\x02 \x01(\x0b\x32\x16.repsearch.rpc.v1.Item\"I\n\x06RunJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.repsearch.rpc.v1.StartRequest\"\xb3\x02\n\x06Report\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12(\n\x05hello\x18\x02 \x01(\x0b\x32\x17.repsearch.rpc.v1.HelloH\x00\x12,\n\x07refused\x18\x03 \x01(\x0b\x32\x19.repsearch.rpc.v1.FailureH\x00\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x12*\n\x06points\x18\x05 \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12,\n\x07outcome\x18\x06 \x01(\x0b\x32\x19.repsearch.rpc.v1.OutcomeH\x00\x12/\n\titem_done\x18\x07 \x01(\x0b\x32\x1a.repsearch.rpc.v1.ItemDoneH\x00\x42\x06\n\x04kind\"9\n\x05Hello\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x03 \x01(\t\"\xa5\x01\n\x07Outcome\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x03 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'repsearch.rpc.v1.compute_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMMAND']._serialized_start=81
-  _globals['_COMMAND']._serialized_end=157
-  _globals['_RUNJOB']._serialized_start=159
-  _globals['_RUNJOB']._serialized_end=232
-  _globals['_REPORT']._serialized_start=235
-  _globals['_REPORT']._serialized_end=493
-  _globals['_HELLO']._serialized_start=495
-  _globals['_HELLO']._serialized_end=552
-  _globals['_OUTCOME']._serialized_start=555
-  _globals['_OUTCOME']._serialized_end=720
+  _globals['_COMMAND']._serialized_end=201
+  _globals['_NEXTITEM']._serialized_start=203
+  _globals['_NEXTITEM']._serialized_end=267
+  _globals['_RUNJOB']._serialized_start=269
+  _globals['_RUNJOB']._serialized_end=342
+  _globals['_REPORT']._serialized_start=345
+  _globals['_REPORT']._serialized_end=652
+  _globals['_HELLO']._serialized_start=654
+  _globals['_HELLO']._serialized_end=711
+  _globals['_OUTCOME']._serialized_start=714
+  _globals['_OUTCOME']._serialized_end=879
 # @@protoc_insertion_point(module_scope)

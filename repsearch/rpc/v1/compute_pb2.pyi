@@ -7,12 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("run", "cancel")
+    __slots__ = ("run", "cancel", "item")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
     run: RunJob
     cancel: str
-    def __init__(self, run: _Optional[_Union[RunJob, _Mapping]] = ..., cancel: _Optional[str] = ...) -> None: ...
+    item: NextItem
+    def __init__(self, run: _Optional[_Union[RunJob, _Mapping]] = ..., cancel: _Optional[str] = ..., item: _Optional[_Union[NextItem, _Mapping]] = ...) -> None: ...
+
+class NextItem(_message.Message):
+    __slots__ = ("job_id", "item")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    item: _jobs_pb2.Item
+    def __init__(self, job_id: _Optional[str] = ..., item: _Optional[_Union[_jobs_pb2.Item, _Mapping]] = ...) -> None: ...
 
 class RunJob(_message.Message):
     __slots__ = ("job_id", "request")
@@ -23,20 +33,22 @@ class RunJob(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., request: _Optional[_Union[_jobs_pb2.StartRequest, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("job_id", "hello", "refused", "progress", "points", "outcome")
+    __slots__ = ("job_id", "hello", "refused", "progress", "points", "outcome", "item_done")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ITEM_DONE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     hello: Hello
     refused: _jobs_pb2.Failure
     progress: _jobs_pb2.Progress
     points: _jobs_pb2.Points
     outcome: Outcome
-    def __init__(self, job_id: _Optional[str] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., refused: _Optional[_Union[_jobs_pb2.Failure, _Mapping]] = ..., progress: _Optional[_Union[_jobs_pb2.Progress, _Mapping]] = ..., points: _Optional[_Union[_jobs_pb2.Points, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    item_done: _jobs_pb2.ItemDone
+    def __init__(self, job_id: _Optional[str] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., refused: _Optional[_Union[_jobs_pb2.Failure, _Mapping]] = ..., progress: _Optional[_Union[_jobs_pb2.Progress, _Mapping]] = ..., points: _Optional[_Union[_jobs_pb2.Points, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., item_done: _Optional[_Union[_jobs_pb2.ItemDone, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("pid", "device", "device_name")

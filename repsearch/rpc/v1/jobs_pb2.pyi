@@ -62,7 +62,7 @@ class Info(_message.Message):
     def __init__(self, service: _Optional[str] = ..., protocol_version: _Optional[int] = ..., package_version: _Optional[str] = ..., incarnation: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., threads: _Optional[int] = ..., store_root: _Optional[str] = ..., draining: _Optional[bool] = ..., unfinished_jobs: _Optional[_Iterable[str]] = ..., libraries: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class StartRequest(_message.Message):
-    __slots__ = ("request_id", "run_id", "term", "run_path", "config_json", "dataset_digest", "check", "initialise", "search", "learn")
+    __slots__ = ("request_id", "run_id", "term", "run_path", "config_json", "dataset_digest", "check", "initialise", "search", "learn", "stream_search", "stream_learn")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class StartRequest(_message.Message):
     INITIALISE_FIELD_NUMBER: _ClassVar[int]
     SEARCH_FIELD_NUMBER: _ClassVar[int]
     LEARN_FIELD_NUMBER: _ClassVar[int]
+    STREAM_SEARCH_FIELD_NUMBER: _ClassVar[int]
+    STREAM_LEARN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     run_id: str
     term: int
@@ -83,7 +85,9 @@ class StartRequest(_message.Message):
     initialise: InitialiseSpec
     search: SearchSpec
     learn: LearnSpec
-    def __init__(self, request_id: _Optional[str] = ..., run_id: _Optional[str] = ..., term: _Optional[int] = ..., run_path: _Optional[str] = ..., config_json: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., check: _Optional[_Union[CheckSpec, _Mapping]] = ..., initialise: _Optional[_Union[InitialiseSpec, _Mapping]] = ..., search: _Optional[_Union[SearchSpec, _Mapping]] = ..., learn: _Optional[_Union[LearnSpec, _Mapping]] = ...) -> None: ...
+    stream_search: StreamSearchSpec
+    stream_learn: StreamLearnSpec
+    def __init__(self, request_id: _Optional[str] = ..., run_id: _Optional[str] = ..., term: _Optional[int] = ..., run_path: _Optional[str] = ..., config_json: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., check: _Optional[_Union[CheckSpec, _Mapping]] = ..., initialise: _Optional[_Union[InitialiseSpec, _Mapping]] = ..., search: _Optional[_Union[SearchSpec, _Mapping]] = ..., learn: _Optional[_Union[LearnSpec, _Mapping]] = ..., stream_search: _Optional[_Union[StreamSearchSpec, _Mapping]] = ..., stream_learn: _Optional[_Union[StreamLearnSpec, _Mapping]] = ...) -> None: ...
 
 class CheckSpec(_message.Message):
     __slots__ = ()
@@ -154,6 +158,75 @@ class LearnSpec(_message.Message):
     state_path: str
     unevaluated: bool
     def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., state: _Optional[_Union[Reference, _Mapping]] = ..., state_path: _Optional[str] = ..., unevaluated: _Optional[bool] = ...) -> None: ...
+
+class StreamSearchSpec(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StreamLearnSpec(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: Reference
+    def __init__(self, state: _Optional[_Union[Reference, _Mapping]] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("job_id", "term", "sequence", "item")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    term: int
+    sequence: int
+    item: Item
+    def __init__(self, job_id: _Optional[str] = ..., term: _Optional[int] = ..., sequence: _Optional[int] = ..., item: _Optional[_Union[Item, _Mapping]] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("search", "learn", "end")
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
+    LEARN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    search: SearchSpec
+    learn: LearnSpec
+    end: End
+    def __init__(self, search: _Optional[_Union[SearchSpec, _Mapping]] = ..., learn: _Optional[_Union[LearnSpec, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+
+class End(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ItemDone(_message.Message):
+    __slots__ = ("sequence", "result", "state", "waited", "inside", "read", "work", "write", "evaluations", "figures", "layers")
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
+    INSIDE_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    WRITE_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    result: Reference
+    state: Reference
+    waited: float
+    inside: float
+    read: float
+    work: float
+    write: float
+    evaluations: int
+    figures: _containers.ScalarMap[str, float]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerState]
+    def __init__(self, sequence: _Optional[int] = ..., result: _Optional[_Union[Reference, _Mapping]] = ..., state: _Optional[_Union[Reference, _Mapping]] = ..., waited: _Optional[float] = ..., inside: _Optional[float] = ..., read: _Optional[float] = ..., work: _Optional[float] = ..., write: _Optional[float] = ..., evaluations: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("job_id", "from_sequence")
@@ -272,17 +345,19 @@ class Points(_message.Message):
     def __init__(self, points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "job_id", "time_ms", "points", "state", "heartbeat")
+    __slots__ = ("sequence", "job_id", "time_ms", "points", "state", "heartbeat", "item_done")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_MS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    ITEM_DONE_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     job_id: str
     time_ms: int
     points: Points
     state: Job
     heartbeat: Progress
-    def __init__(self, sequence: _Optional[int] = ..., job_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., state: _Optional[_Union[Job, _Mapping]] = ..., heartbeat: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    item_done: ItemDone
+    def __init__(self, sequence: _Optional[int] = ..., job_id: _Optional[str] = ..., time_ms: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., state: _Optional[_Union[Job, _Mapping]] = ..., heartbeat: _Optional[_Union[Progress, _Mapping]] = ..., item_done: _Optional[_Union[ItemDone, _Mapping]] = ...) -> None: ...

@@ -59,6 +59,11 @@ class SearcherStub:
                 request_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.CancelRequest.SerializeToString,
                 response_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
+        self.Push = channel.unary_unary(
+                '/repsearch.rpc.v1.Searcher/Push',
+                request_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.SerializeToString,
+                response_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
 
 
 class SearcherServicer:
@@ -99,6 +104,14 @@ class SearcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Push(self, request, context):
+        """Hands a stream job its next item. Items are numbered from 1; one that the job has already is not taken twice, and one that leaves a
+        gap is refused. The job tells of each item that is done by an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SearcherServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +138,11 @@ def add_SearcherServicer_to_server(servicer, server):
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
                     request_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.CancelRequest.FromString,
+                    response_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'Push': grpc.unary_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.FromString,
                     response_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.SerializeToString,
             ),
     }
@@ -273,6 +291,33 @@ class Searcher:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Push(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/repsearch.rpc.v1.Searcher/Push',
+            repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.SerializeToString,
+            repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class LearnerStub:
     """Missing associated documentation comment in .proto file."""
@@ -306,6 +351,11 @@ class LearnerStub:
         self.Cancel = channel.unary_unary(
                 '/repsearch.rpc.v1.Learner/Cancel',
                 request_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.CancelRequest.SerializeToString,
+                response_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.Push = channel.unary_unary(
+                '/repsearch.rpc.v1.Learner/Push',
+                request_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.SerializeToString,
                 response_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
 
@@ -343,6 +393,12 @@ class LearnerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Push(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LearnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -369,6 +425,11 @@ def add_LearnerServicer_to_server(servicer, server):
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
                     request_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.CancelRequest.FromString,
+                    response_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'Push': grpc.unary_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.FromString,
                     response_serializer=repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.SerializeToString,
             ),
     }
@@ -506,6 +567,33 @@ class Learner:
             target,
             '/repsearch.rpc.v1.Learner/Cancel',
             repsearch_dot_rpc_dot_v1_dot_jobs__pb2.CancelRequest.SerializeToString,
+            repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Push(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/repsearch.rpc.v1.Learner/Push',
+            repsearch_dot_rpc_dot_v1_dot_jobs__pb2.PushRequest.SerializeToString,
             repsearch_dot_rpc_dot_v1_dot_jobs__pb2.Job.FromString,
             options,
             channel_credentials,

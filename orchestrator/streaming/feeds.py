@@ -1,0 +1,72 @@
+"""A stream job on a daemon: started, its events read by a thread into a queue, its items pushed by the calling thread."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.scheduling import Daemon
+from repsearch.errors import RepSearchError
+from repsearch.rpc.v1 import jobs_pb2
+
+
+class StreamDaemon(Daemon, Protocol):
+    """A daemon that takes items."""
+
+    def push(self, job_id: str, term: int, sequence: int, item: jobs_pb2.Item) -> jobs_pb2.Job:
+        """Give a stream job its item number `sequence`, from 1; repeating it does nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class News:
+    """What a thread read of a feed: an event, the job's end (`final`), or what ended the watch (`error`); `time` is when (monotonic)."""
+
+    feed: Feed
+    time: float
+    event: jobs_pb2.Event | None = None
+    final: jobs_pb2.Job | None = None
+    error: BaseException | None = None
+
+
+class Feed:
+    """The stream job of `request` on `daemon`. given: what the item of each sequence number is for, until it is done."""
+
+    def __init__(self, daemon: StreamDaemon, request: jobs_pb2.StartRequest, news: queue.SimpleQueue[News]) -> None:
+        self.daemon, self.term = daemon, request.term
+        self.given: dict[int, Any] = {}
+        self._news, self._pushed = news, 0
+        self.job_id = daemon.start(request).job_id
+        threading.Thread(target=self._follow, name=f"stream {daemon.address}", daemon=True).start()
+
+    def push(self, item: jobs_pb2.Item, purpose: Any) -> None:
+        """Give the job its next item."""
+        self._pushed += 1
+        self.given[self._pushed] = purpose
+        self.daemon.push(self.job_id, self.term, self._pushed, item)
+
+    def finish(self) -> None:
+        """Tell the job that no item comes any more."""
+        self.push(jobs_pb2.Item(end=jobs_pb2.End()), None)
+
+    def cancel(self) -> None:
+        """Cancel the job; a daemon that is gone is none of our business any more."""
+        with contextlib.suppress(RepSearchError):
+            self.daemon.cancel(self.job_id, self.term)
+
+    def _follow(self) -> None:
+        final = None
+        try:
+            for event in self.daemon.watch(self.job_id):
+                if event.WhichOneof("kind") == "state":
+                    final = event.state
+                elif event.WhichOneof("kind") == "item_done":
+                    self._news.put(News(self, time.monotonic(), event=event))
+            self._news.put(News(self, time.monotonic(), final=final))
+        except BaseException as error:
+            # Raised again, or acted on, in the calling thread.
+            self._news.put(News(self, time.monotonic(), error=error))

@@ -1,0 +1,266 @@
+"""The loop of streamed rounds: windows to searchers that are free, targets to the learner in order, commits now and then.
+
+A searcher that is lost gives its window to another. When the learner's process ends, what is not committed is dropped and a new one goes
+on from the newest segment, as `orchestrator resume` does after a crash.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from orchestrator import interrupts
+from orchestrator.policies import RoundPlan, RoundPolicy, StreamPlan, reason_of
+from orchestrator.report import RoundReport
+from orchestrator.scheduling import MAX_FAILURES, failure_of
+from orchestrator.searching import initial_network
+from orchestrator.streaming.committing import Committer
+from orchestrator.streaming.feeds import Feed, News, StreamDaemon
+from orchestrator.streaming.rounds import Given, Learned, Searched, report_of
+from orchestrator.streaming.schedule import Schedule
+from orchestrator.work import Work, as_message
+from repsearch.errors import DaemonError, JobError
+from repsearch.rpc.v1 import jobs_pb2
+from store import Reference, layout
+
+ROUNDS_PER_JOB = 4096
+"""Rounds after which daemons get new jobs: a daemon keeps the events of a job as long as the job."""
+ATTEMPTS_PER_TERM = 1000
+"""Attempts are numbered from the term on, so that no late writer of an earlier term has the same path."""
+SHOW_S = 0.2
+
+
+def stream_rounds(work: Work, policy: RoundPolicy, plan: RoundPlan) -> list[RoundReport]:
+    """Return the reports of all rounds of a run whose rounds are streamed as `plan` says, done now or before."""
+    assert plan.stream is not None
+    count, stream = work.run.config.rounds.count, plan.stream
+    attempt, failures = work.run.term * ATTEMPTS_PER_TERM + 1, 0
+    with Committer(work, least_kept=stream.max_staleness + 2) as committer:
+        committer.replay()
+        work.display.begin("streamed rounds", count, "rounds")
+        while policy.next(committer.reports, work.run.config) is not None:
+            committer.forget()
+            begun = len(committer.reports)
+            running = Stream(work, policy, stream, plan.epochs, committer, attempt, min(count, begun + ROUNDS_PER_JOB))
+            try:
+                running.run()
+            except LearnerFailed as failed:
+                failures = failures + 1 if len(committer.reports) == begun else 1
+                if failures >= MAX_FAILURES:
+                    raise failed.error from None
+                work.display.message(f"{failed.error}; going on from round {begun}")
+            attempt = running.attempt + 1
+            committer.wait()
+        committer.forget()
+        work.display.end(f"{len(committer.reports)} rounds")
+        return committer.reports
+
+
+class LearnerFailed(Exception):  # noqa: N818 (caught here; `error` is what a user sees)
+    """The learner's process ended; another may go on from what is committed."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Stream:
+    """Rounds from the newest segment to `end`, by one job per daemon; `attempt` numbers what is written, one more after every loss."""
+
+    def __init__(
+        self, work: Work, policy: RoundPolicy, plan: StreamPlan, epochs: int, committer: Committer, attempt: int, end: int
+    ) -> None:
+        begin = len(committer.reports)
+        self._reports, self._ended = list(committer.reports), False
+        self._work, self._policy, self._plan, self._epochs, self._committer = work, policy, plan, epochs, committer
+        self.attempt, self._end = attempt, end
+        self._schedule = Schedule(begin, end, begin - 1, plan.max_staleness)
+        self._network: Reference = committer.network or initial_network(work)
+        self._state = committer.state
+        self._searched: dict[int, Searched] = {}
+        self._to_learn = begin
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._searchers: list[Feed] = []
+        self._learner: Feed
+        self._lost: list[str] = []
+        self._failures = 0
+        self._learned_at = self._state_at = time.monotonic()
+        self._shown_at = 0.0
+        self._accuracy = ""
+
+    def run(self) -> None:
+        """Run the rounds; whatever ends them early cancels the jobs. Raises `LearnerFailed` where another try may help."""
+        self._learner = self._start_learner()
+        try:
+            for daemon in self._work.fleet.searchers:
+                self._start_searcher(cast(StreamDaemon, daemon))
+            while self._schedule.learned + 1 < self._end and not self._ended:
+                self._hand_out()
+                with interrupts.waiting():
+                    news = self._news.get()
+                self._handle(news)
+                self._committer.check()
+            for feed in (*self._searchers, self._learner):
+                # Where a policy ends the run early, windows that nobody will learn are under way.
+                feed.cancel() if self._ended else feed.finish()
+        except BaseException:
+            for feed in (*self._searchers, self._learner):
+                feed.cancel()
+            raise
+
+    @property
+    def _may_end(self) -> bool:
+        rounds = self._work.run.config.rounds
+        return any(bound is not None for bound in (rounds.plateau, rounds.max_evaluations, rounds.max_seconds))
+
+    def _start_learner(self) -> Feed:
+        work = self._work
+        spec = jobs_pb2.StreamLearnSpec(state=as_message(self._state) if self._state is not None else None)
+        daemon = cast(StreamDaemon, work.fleet.learner)
+        return Feed(daemon, work.request(daemon, "stream", self._to_learn, self.attempt, stream_learn=spec), self._news)
+
+    def _start_searcher(self, daemon: StreamDaemon) -> None:
+        spec = jobs_pb2.StreamSearchSpec()
+        request = self._work.request(daemon, "stream", self._to_learn, self.attempt, stream_search=spec)
+        try:
+            self._searchers.append(Feed(daemon, request, self._news))
+        except DaemonError as error:
+            self._note_lost(error)
+
+    def _hand_out(self) -> None:
+        """Give every searcher that is free a window, if one may be searched now."""
+        for feed in list(self._searchers):
+            if feed.given:
+                continue
+            round = self._schedule.take()
+            if round is None:
+                return
+            self._give(feed, round)
+
+    def _give(self, feed: Feed, round: int) -> None:
+        window, learned = self._work.windows.of(round), self._schedule.learned
+        spec = jobs_pb2.SearchSpec(
+            round=round,
+            attempt=self.attempt,
+            first=window.first,
+            count=window.count,
+            network=as_message(self._network),
+            trained=learned >= 0,
+            output_path=layout.stream_paths(round, self.attempt)[0],
+        )
+        given = Given(round=round, window=window, attempt=self.attempt, time=time.monotonic(), network_round=learned, network=self._network)
+        try:
+            feed.push(jobs_pb2.Item(search=spec), given)
+        except DaemonError as error:
+            self._lose(feed, error)
+
+    def _handle(self, news: News) -> None:
+        if news.feed is not self._learner and news.feed not in self._searchers:
+            return  # lost already
+        if news.event is not None:
+            given = news.feed.given.pop(news.event.item_done.sequence)
+            if news.feed is self._learner:
+                self._round_learned(given, news.event.item_done, news.time)
+            else:
+                self._window_searched(given, news.event.item_done, news.time)
+        elif news.feed is self._learner:
+            self._learner_ended(news)
+        else:
+            self._searcher_ended(news)
+
+    def _window_searched(self, given: Given, done: jobs_pb2.ItemDone, now: float) -> None:
+        self._searched[given.round] = Searched(given=given, done=done, relay_s=now - given.time - done.inside)
+        while (searched := self._searched.pop(self._to_learn, None)) is not None:
+            self._learner.push(jobs_pb2.Item(learn=self._learn_spec(searched)), (searched, time.monotonic()))
+            self._to_learn += 1
+
+    def _learn_spec(self, searched: Searched) -> jobs_pb2.LearnSpec:
+        given, round = searched.given, searched.given.round
+        _, network, state = layout.stream_paths(round, self.attempt)
+        due = time.monotonic() - self._state_at >= self._plan.commit_seconds and not self._committer.busy
+        # A policy may end the run after any round that is measured.
+        commits = due or round + 1 == self._end or (self._may_end and self._work.evaluated(round))
+        if commits:
+            self._state_at = time.monotonic()
+        return jobs_pb2.LearnSpec(
+            round=round,
+            attempt=self.attempt,
+            shards=[searched.done.result],
+            output_path=network,
+            epochs=self._epochs,
+            searched_network=given.network.digest,
+            first=given.window.first,
+            count=given.window.count,
+            state_path=state if commits else "",
+            unevaluated=not self._work.evaluated(round),
+        )
+
+    def _round_learned(self, given: tuple[Searched, float], done: jobs_pb2.ItemDone, now: float) -> None:
+        searched, pushed_at = given
+        learned = Learned(searched=searched, done=done, relay_s=now - pushed_at - done.inside, wall_s=now - self._learned_at)
+        self._learned_at = now
+        self._schedule.learned = searched.given.round
+        self._network = learned.network
+        report = report_of(self._work, learned)
+        if report.evaluated:
+            report = replace(report, ended=reason_of(self._policy, [*self._reports, report], self._work.run.config))
+            self._ended = bool(report.ended) and report.round + 1 < self._work.run.config.rounds.count
+        self._reports.append(report)
+        self._committer.add(learned, report)
+        if "test_accuracy" in done.figures:
+            self._accuracy = f"test accuracy {done.figures['test_accuracy']:.2%}"
+        if now - self._shown_at >= SHOW_S:
+            self._shown_at = now
+            self._work.display.update(searched.given.round + 1, self._accuracy)
+
+    def _learner_ended(self, news: News) -> None:
+        if isinstance(news.error, DaemonError):
+            raise JobError(f"no learner daemon is left for round {self._schedule.learned + 1}:\n  {news.error}")
+        if news.error is not None:
+            raise news.error
+        assert news.final is not None
+        error = failure_of(f"learning of round {self._schedule.learned + 1}", news.feed.daemon, news.final)
+        # JobError stands for a crashed process or an exception in a plug-in; every other kind names a lasting cause.
+        if type(error) is JobError and news.final.state == jobs_pb2.JOB_STATE_FAILED:
+            raise LearnerFailed(error)
+        raise error
+
+    def _searcher_ended(self, news: News) -> None:
+        if isinstance(news.error, DaemonError):
+            self._lose(news.feed, news.error)
+            return
+        if news.error is not None:
+            raise news.error
+        assert news.final is not None
+        error = failure_of(_what(news.feed), news.feed.daemon, news.final)
+        self._failures += 1
+        if type(error) is not JobError or news.final.state != jobs_pb2.JOB_STATE_FAILED or self._failures >= MAX_FAILURES:
+            raise error
+        self._take_back(news.feed, str(error))
+        self._start_searcher(news.feed.daemon)
+
+    def _lose(self, feed: Feed, error: DaemonError) -> None:
+        self._note_lost(error)
+        self._take_back(feed, str(error))
+        if not self._searchers:
+            reasons = "".join(f"\n  {reason}" for reason in self._lost)
+            raise JobError(f"no searcher daemon is left for {_what(feed)}:{reasons}")
+
+    def _note_lost(self, error: DaemonError) -> None:
+        self._lost.append(str(error))
+
+    def _take_back(self, feed: Feed, why: str) -> None:
+        """Give the windows of a feed that is no more to others; what it may still write has another number."""
+        self._searchers.remove(feed)
+        self.attempt += 1
+        for given in feed.given.values():
+            self._schedule.give_back(given.round)
+        self._work.display.message(f"{_what(feed)}: {why}; searching it again")
+
+
+def _what(feed: Feed) -> str:
+    rounds: Sequence[Given] = [given for given in feed.given.values() if given is not None]
+    return f"the window of round {rounds[0].round}" if rounds else "the windows to come"
