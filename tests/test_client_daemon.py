@@ -105,7 +105,10 @@ class FixedInfo(jobs_pb2_grpc.SearcherServicer):
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        (jobs_pb2.Info(service="searcher", protocol_version=99, package_version=__version__), "speaks protocol 99, we speak 1"),
+        (
+            jobs_pb2.Info(service="searcher", protocol_version=99, package_version=__version__),
+            "speaks protocol 99, we speak",
+        ),
         (jobs_pb2.Info(service="searcher", protocol_version=PROTOCOL_VERSION, package_version="0.0.7"), "is version 0.0.7, we are"),
         (jobs_pb2.Info(service="prophet", protocol_version=PROTOCOL_VERSION, package_version=__version__), "is a prophet, not a searcher"),
     ],

@@ -14,6 +14,7 @@ from orchestrator.client import DaemonClient
 from repsearch import __version__
 from repsearch.errors import DaemonError
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
+from repsearch.serving import PROTOCOL_VERSION
 from repsearch.serving.table import QUEUE_LIMIT
 from tests.serving_processes import DaemonProcess, daemon, finish, request, until
 
@@ -49,7 +50,7 @@ def watch_raw(server: DaemonProcess, job_id: str, first: int) -> list[jobs_pb2.E
 
 def test_info_says_who_answers(client: DaemonClient, server: DaemonProcess, store: Path) -> None:
     info = client.connect()
-    assert (info.service, info.protocol_version, info.package_version) == ("searcher", 1, __version__)
+    assert (info.service, info.protocol_version, info.package_version) == ("searcher", PROTOCOL_VERSION, __version__)
     assert (info.device, info.threads, info.store_root) == ("cpu", 2, str(store))
     assert info.incarnation == server.ready["incarnation"] and info.pid == server.ready["pid"] == server.process.pid
     assert info.device_name and not info.draining
@@ -246,3 +247,52 @@ def test_paths_of_a_spec_outside_the_run_are_refused(client: DaemonClient, store
         message.search.output_path, message.search.network.path = output, network
         with pytest.raises(DaemonError, match=r"outside|relative to the run's folder|not a local path"):
             client.start(message)
+
+
+def stream(client: DaemonClient, run: str, *, term: int = 1) -> jobs_pb2.Job:
+    """Start a stream job."""
+    message = request("stream", run=run, term=term, do="stream")
+    message.ClearField("check")
+    message.stream_search.SetInParent()
+    return client.start(message)
+
+
+def item(round: int, path: str = "out") -> jobs_pb2.Item:
+    return jobs_pb2.Item(search=jobs_pb2.SearchSpec(round=round, output_path=path, network=jobs_pb2.Reference(path="in")))
+
+
+def test_items_are_taken_once_and_in_order(client: DaemonClient) -> None:
+    job = stream(client, "fed")
+    for sequence, round in ((1, 7), (1, 7), (2, 5), (1, 9), (3, 6)):
+        client.push(job.job_id, 1, sequence, item(round))
+    with pytest.raises(DaemonError, match="item 6 was pushed, the last one was 3"):
+        client.push(job.job_id, 1, 6, item(0))
+    client.push(job.job_id, 1, 4, jobs_pb2.Item(end=jobs_pb2.End()))
+    events = list(client.watch(job.job_id))
+    done = [(event.item_done.sequence, event.item_done.evaluations) for event in events if event.WhichOneof("kind") == "item_done"]
+    assert done == [(1, 7), (2, 5), (3, 6)]
+    assert events[-1].state.result.path == "ended"
+    again = [event.item_done.evaluations for event in client.watch(job.job_id) if event.WhichOneof("kind") == "item_done"]
+    assert again == [7, 5, 6], "a watch that begins anew hears of every item"
+
+
+def test_items_that_a_job_must_not_have_are_refused(client: DaemonClient) -> None:
+    job = stream(client, "refused")
+    with pytest.raises(DaemonError, match="must be relative to the run's folder"):
+        client.push(job.job_id, 1, 1, item(0, "/etc/targets"))
+    with pytest.raises(DaemonError, match="a searcher takes no item learn"):
+        client.push(job.job_id, 1, 1, jobs_pb2.Item(learn=jobs_pb2.LearnSpec()))
+    with pytest.raises(DaemonError, match="takes no items"):
+        client.push(client.start(request("plain", run="refused")).job_id, 1, 1, item(0))
+    client.cancel(job.job_id, 1)
+    assert finish(client, job.job_id).state == jobs_pb2.JOB_STATE_CANCELLED
+
+
+def test_a_newer_term_ends_the_stream_of_an_older_one(client: DaemonClient) -> None:
+    job = stream(client, "stream-fenced")
+    newer = stream(client, "stream-fenced", term=2)
+    assert finish(client, job.job_id).state == jobs_pb2.JOB_STATE_CANCELLED
+    with pytest.raises(DaemonError, match="is at term 2, the call is of term 1"):
+        client.push(job.job_id, 1, 1, item(0))
+    client.push(newer.job_id, 2, 1, jobs_pb2.Item(end=jobs_pb2.End()))
+    assert finish(client, newer.job_id).state == jobs_pb2.JOB_STATE_SUCCEEDED
