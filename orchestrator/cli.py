@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shlex
-import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import repsearch
+from orchestrator.printing import print_best, print_plan, print_result, print_study, print_sweep
 from repsearch.errors import RepSearchError
-
-if TYPE_CHECKING:
-    from orchestrator.execution import Finished
 
 app = typer.Typer(
     help="Train networks by search and learning in rounds.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
 INTERRUPTED = 130
-CHANGES_LENGTH = 120
-"""Characters of a round's changes that a dry run prints."""
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the name of a run under runs/.")]
 JobsOption = Annotated[int, typer.Option("--jobs", help="Runs at a time, each on local daemons of its own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -71,11 +63,11 @@ def run(
         prepared = execution.prepare(config, set_ or [], name)
         console = _console()
         if dry_run:
-            _print_plan(console, prepared.name, prepared.main)
+            print_plan(console, prepared.name, prepared.main)
             return
         with make_display(console) as display:
             finished = execution.start(prepared, display)
-        _print_result(console, finished)
+        print_result(console, finished)
 
 
 @app.command()
@@ -101,7 +93,7 @@ def study(
         prepared = running.prepare(kind, config, set_ or [], name, fields)
         with make_display(_console()) as display:
             folder = running.start(prepared, display)
-        _print_study(folder)
+        print_study(_console(), folder)
 
 
 @app.command()
@@ -121,11 +113,11 @@ def sweep(
 
         prepared, console = running.prepare(config, set_ or [], name, jobs), _console()
         if dry_run:
-            _print_sweep(console, prepared)
+            print_sweep(console, prepared)
             return
         with make_display(console) as display:
             best = running.start(prepared, display)
-        _print_best(prepared.folder, prepared.sweep, best)
+        print_best(prepared.folder, prepared.sweep, best)
 
 
 @app.command()
@@ -180,18 +172,18 @@ def resume(run: RunArgument, jobs: JobsOption = 1) -> None:
         if (found := sweeps.find_sweep(run)) is not None:
             with make_display(console) as display:
                 prepared = sweeps.reopen(found, jobs)
-                _print_best(found, prepared.sweep, sweeps.go_on(prepared, display))
+                print_best(found, prepared.sweep, sweeps.go_on(prepared, display))
             return
         folder = find_run(run)
         if open_run(folder).study:
             from orchestrator.studies import running
 
             with make_display(console) as display:
-                _print_study(running.resume(folder, display))
+                print_study(_console(), running.resume(folder, display))
             return
         with make_display(console) as display:
             finished = execution.resume(folder, display)
-        _print_result(console, finished)
+        print_result(console, finished)
 
 
 @app.command()
@@ -283,13 +275,6 @@ def sync(
     print(f"{folder}: {result.records} records are in MLflow at {result.uri}, run {result.mlflow_run_id}")
 
 
-def mlflow_command(uri: str) -> str:
-    """Return the command that opens MLflow on `uri`, with the path of `mlflow` where a shell would not find it."""
-    installed = Path(sysconfig.get_path("scripts")) / "mlflow"
-    program = "mlflow" if shutil.which("mlflow") or not installed.exists() else str(installed)
-    return shlex.join([program, "ui", "--backend-store-uri", uri])
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     from orchestrator import interrupts
@@ -301,112 +286,6 @@ def _interruptible() -> Iterator[None]:
             # typer would turn it into its own exit code.
             _say("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
             raise typer.Exit(INTERRUPTED) from None
-
-
-def _print_plan(console: Console, name: str, preflight: Any) -> None:
-    from orchestrator.runs import run_root
-    from orchestrator.tables import fields_table, print_table
-
-    config, dataset, shards = preflight.config, preflight.dataset, preflight.shards()
-    splits = ", ".join(f"{dataset[split]} {split}" for split in ("train", "validation", "test", "fitness") if split in dataset)
-    shape = "x".join(map(str, dataset["input_shape"]))
-    rounds = [
-        f"{plan.round}: "
-        + (f"search the {_source(plan.searched_round)}, " if plan.search else "")
-        + f"learn {plan.epochs} epochs from {_start(plan.warm_round)}"
-        + _changed(preflight, plan)
-        for plan in preflight.plans()
-    ]
-    fields = {
-        "run": run_root(config) / name,
-        "dataset": f"{dataset['name']}: {splits} images of {shape}",
-        "policy": config.rounds.policy["name"],
-        "rounds": "\n".join(rounds),
-        "baseline": "yes" if config.run.baseline else "no",
-    }
-    if preflight.searches:
-        fields["strategy"] = config.search.strategy["name"]
-        fields["search layers"] = "\n".join(f"{layer} {'x'.join(map(str, size))}" for layer, size in preflight.layers.items())
-        fields["shards per round"] = f"{len(shards)} of up to {config.searcher.shard_examples} images"
-        fields["evaluations per image"] = preflight.evaluations if preflight.evaluations is not None else "not stated by the strategy"
-    print_table(console, fields_table(fields))
-    console.print("dry run: nothing was started or written")
-
-
-def _changed(preflight: Any, plan: Any) -> str:
-    if not plan.changes:
-        return ""
-    text = json.dumps(plan.changes)
-    text = text if len(text) <= CHANGES_LENGTH else text[:CHANGES_LENGTH] + " ..."
-    return f", with search {text}: {preflight.evaluations_of(plan)} evaluations per image"
-
-
-def _source(round: int | None) -> str:
-    return "untrained network" if round is None else f"network of round {round}"
-
-
-def _start(round: int | None) -> str:
-    return "initial parameters" if round is None else f"round {round}"
-
-
-def _print_result(console: Console, finished: Finished) -> None:
-    from orchestrator.tables import print_table, rounds_table
-    from orchestrator.tracking import tracking_uri
-
-    print_table(console, rounds_table(finished.reports, finished.baseline))
-    if finished.reports and finished.reports[-1].ended:
-        print(f"ended: {finished.reports[-1].ended}")
-    print(f"run: {finished.run.folder}")
-    tracking = finished.run.config.tracking
-    if tracking.enabled:
-        uri = tracking_uri(tracking.uri, root=finished.run.folder.parent)
-        print(f"MLflow: {f'open {uri}' if uri.startswith('http') else mlflow_command(uri)}")
-
-
-def _print_study(folder: Path) -> None:
-    from orchestrator.runs import open_run
-    from orchestrator.tracking import tracking_uri
-
-    run = open_run(folder)
-    if run.study["name"] == "ensemble":
-        _print_csv(folder / "analysis/ensemble.csv")
-    for path in sorted((folder / "analysis").iterdir()):
-        print(path)
-    print(f"study: {folder}")
-    tracking = run.config.tracking
-    if tracking.enabled:
-        print(f"MLflow: {mlflow_command(tracking_uri(tracking.uri, root=folder.parent))}")
-
-
-def _print_sweep(console: Console, prepared: Any) -> None:
-    from orchestrator.sweeps.space import Range
-    from orchestrator.tables import fields_table, print_table
-
-    def text(part: Any) -> str:
-        if isinstance(part, Range):
-            return f"{part.low:g} to {part.high:g}{', by logarithm' if part.log else ''}"
-        return ", ".join(part.texts())
-
-    fields = {"sweep": prepared.folder, "sampler": prepared.sweep.settings.sampler, "trials": prepared.sweep.trials}
-    print_table(console, fields_table({**fields, **{key: text(part) for key, part in prepared.sweep.space.items()}}))
-    console.print("dry run: nothing was started or written")
-
-
-def _print_best(folder: Path, sweep: Any, best: Any) -> None:
-    from orchestrator.sweeps import running
-
-    print("\n".join(running.best_lines(best, sweep)))
-    print(f"run it: orchestrator run {folder / running.BEST_FILE}")
-
-
-def _print_csv(path: Path) -> None:
-    from orchestrator.tables import print_table, rows_table
-
-    def value(text: str) -> str | float:
-        return float(text) if "." in text else text
-
-    with path.open() as file:
-        print_table(_console(), rows_table([{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]))
 
 
 def _print_json(value: Any) -> None:

@@ -1,8 +1,9 @@
 """Checks of what a store holds: one group, or a whole run.
 
 A run is verified from its documents down: `run.json`, then every round's `round.json` and `report.json`, then each group that they
-name by `{"path", "digest"}`, every chunk of it. Attempts that no document names do not count and are not looked at. Of a streamed run
-the segments take the place of those of rounds; groups of rounds that `pruned.json` says were removed are not expected.
+name by `{"path", "digest"}`, every chunk of it, and the snapshots that a learned network names. Attempts that no document names do not
+count and are not looked at. Of a streamed run the segments take the place of those of rounds; groups of rounds that `pruned.json` says
+were removed are not expected.
 """
 
 from __future__ import annotations
@@ -56,6 +57,19 @@ def verify_run(store: Store) -> list[Finding]:
     for reference in references:
         if not _expected(reference.path, documents):
             continue
+        try:
+            manifest = verify_group(store, reference)
+        except StoreError as error:
+            findings.append(Finding(reference.path, str(error)))
+            continue
+        findings += _verify_snapshots(store, manifest)
+    return findings
+
+
+def _verify_snapshots(store: Store, manifest: Manifest) -> list[Finding]:
+    """Return what is wrong with the snapshots that a learned network names."""
+    findings = []
+    for reference in references_in(manifest.attributes.get("snapshots", [])):
         try:
             verify_group(store, reference)
         except StoreError as error:

@@ -53,6 +53,18 @@ def test_every_damage_is_found(run: Store, tmp_path: Path) -> None:
     assert "rounds/00000/search/00001-a1/x/c.1.0: chunk 1 of array 'x' is missing" in findings[1].problem
 
 
+def test_damaged_snapshots_are_found(tmp_path: Path) -> None:
+    store = make_run(ZarrStore(tmp_path), rounds=0)
+    snapshots = [store.write(f"rounds/00000/snapshots/epoch{epoch}", {"w": np.ones(4) * epoch}, attributes={}) for epoch in (1, 2)]
+    listed = [{"epoch": epoch, **asdict(snapshot)} for epoch, snapshot in enumerate(snapshots)]
+    learned = store.write(layout.learned_network_path(0, 1), {"w": np.arange(4.0)}, attributes={"snapshots": listed})
+    store.write_document(layout.round_document(0), {"shards": []}, create=True)
+    store.write_document(layout.report_document(0), {"learned": asdict(learned)}, create=True)
+    assert verify_run(store) == []
+    (tmp_path / "rounds/00000/snapshots/epoch2/w/c.0").write_bytes(b"")
+    assert [finding.path for finding in verify_run(store)] == ["rounds/00000/snapshots/epoch2"]
+
+
 def test_lost_round_does_not_hide_the_next(run: Store, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "rounds/00001")
     (tmp_path / "rounds/00002/network/learned-a1/w/c.0").write_bytes(b"")

@@ -6,36 +6,27 @@ as q goes to 0 and is the mean absolute error (up to a factor) at q = 1. The tru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from learner.objectives.base import Loss, Outputs, Reading
-from repsearch.networks import BlockOutput
+from learner.objectives.base import Loss, Outputs
+from learner.objectives.from_labels import FromLabels
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralisedCrossEntropy:
+class GeneralisedCrossEntropy(FromLabels):
     """Hyperparameters of generalised cross-entropy.
 
     q: between cross-entropy (towards 0) and mean absolute error (1); the paper uses 0.7.
     """
 
     q: Annotated[float, Field(gt=0, le=1)] = 0.7
-
-    reading: ClassVar[Reading] = Reading()
-
-    def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
-        """Return nothing: the labels suffice, whatever `layers` are searched."""
-        return ()
-
-    def check(self, layers: Sequence[int | str], blocks: int, outputs: Sequence[BlockOutput]) -> None:
-        """Fits every network."""
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
         """Return the loss; see `LearningObjective.loss`. Term: `generalised_cross_entropy`."""
