@@ -50,18 +50,27 @@ class Moments:
 
 
 def breed(
-    table: NoiseTable, pool_BQGM: Tensor, moments: Moments, drawn_B3P: Tensor, strength: float, *, unit: bool, out_BPGM: Tensor
+    table: NoiseTable,
+    pool_BQGM: Tensor,
+    moments: Moments,
+    drawn_B3P: Tensor,
+    strength: float | Tensor,
+    *,
+    unit: bool,
+    absolute: bool = False,
+    out_BPGM: Tensor,
 ) -> Moments:
     """Write children into `out_BPGM` and return their moments.
 
     pool_BQGM: members that lie in the table's room (`NoiseTable.room`), with their moments. drawn_B3P: numbers of two members, below Q,
-    and of a draw of noise. unit: divide by the deviation (blocks), or centre only (logits).
+    and of a draw of noise. strength: of all, or per example (B, 1, 1); in deviations of the members, or `absolute`. unit: divide by the
+    deviation (blocks), or centre only (logits).
     """
     B, Q, _, M = pool_BQGM.shape
     image_B11 = torch.arange(B, device=drawn_B3P.device)[:, None, None]
     pairs_B2P, draws_BP = drawn_B3P[:, :2], drawn_B3P[:, 2]
     mean_BPG, deviation_BPG = moments.of_pairs(pairs_B2P + image_B11 * Q)
-    scale_BPG = deviation_BPG * strength
+    scale_BPG = (torch.ones_like(deviation_BPG) if absolute else deviation_BPG) * strength
     mean_BPG = torch.addcmul(mean_BPG, scale_BPG, table.means(draws_BP))
     centre_BP1 = mean_BPG.mean(dim=-1, keepdim=True)
     raw_BPGM = table.sum_rows(pool_BQGM, pairs_B2P, draws_BP, scale_BPG, -centre_BP1)

@@ -186,7 +186,7 @@ def _by_tiles(
     targets, seeds, histories, evaluations = [], [], [], 0
     for tile, index_T in enumerate(group.index_WT):
         starts_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
-        keys_T = plan.keys(index_T, replicate, "search", number)
+        keys_T = plan.search_keys(index_T, replicate, layer.position)
         search = tile_search(strategy, network, number, layer, starts_TSGM, group.labels_WT[tile], keys_T)
         history = []
         for generation in range(strategy.generations_at(layer.position) + 1):

@@ -36,6 +36,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "evolution of means that stops": {"name": "evolution", **EVOLUTION, "target": "elite_mean", "stop_probability": 0.4},
     "best of low resolution": {"name": "evolution_strategy", **MOVES, "noise": "low_resolution", "target": "best"},
     "channels that stop": {"name": "evolution_strategy", **MOVES, "noise": "channel", "stop_probability": 0.4},
+    "steps that adapt": {"name": "evolution", **EVOLUTION, "step_size": "adapted", "stop_probability": 0.4},
+    "steps in units": {"name": "evolution", **EVOLUTION, "step_size": "absolute"},
+    "moves that adapt": {"name": "evolution_strategy", **MOVES, "step_size": "adapted"},
     "best of gradient": {"name": "gradient", **EXAMPLES["gradient"], "target": "best", "stop_probability": 0.4},
     "searched code": {
         "name": "class_code",

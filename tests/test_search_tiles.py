@@ -55,6 +55,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "pairs": PAIRS,
     "no momentum": {**PAIRS, "momentum": 0.0},
     "fittest of pairs": {**PAIRS, "target": "best"},
+    "steps in units": {**EVOLUTION, "step_size": "absolute"},
+    "steps that adapt": {**EVOLUTION, "step_size": "adapted"},
+    "moves in units": {**PAIRS, "step_size": "absolute"},
+    "moves that adapt": {**PAIRS, "step_size": "adapted", "generations": [4, 4, 2]},
     "pairs of low resolution": {**PAIRS, "noise": "low_resolution"},
 }
 

@@ -17,7 +17,9 @@ _ADDED: dict[str, dict[str, Any]] = {
 }
 """Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
 _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
-    "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None}
+    "evolution": {"step_size": "relative"},
+    "evolution_strategy": {"step_size": "relative"},
+    "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None},
 }
 """The same of strategies."""
 _KEPT = ("keep_checkpoints", "snapshots")

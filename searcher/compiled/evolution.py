@@ -103,6 +103,8 @@ def compiled_search(strategy: SearchStrategy[Any], network: SearchableNetwork, n
     # A subclass may propose or select in its own way.
     if layer.device.type != "cpu" or type(strategy) is not Evolution:
         return None
+    if strategy.step_size != "relative":
+        return None
     if strategy.blur == "candidate" and layer.is_map and strategy.blur_passes[layer.position]:
         return None
     known = _parts.setdefault(network, {})

@@ -320,7 +320,8 @@ def _breed_tile(
     noise_RM: Any,
     kept: Any,
     counts: Any,
-    strengths: Any,
+    strengths_T2: Any,
+    absolute: Any,
     unit: Any,
     generation: Any,
     last: Any,
@@ -334,11 +335,13 @@ def _breed_tile(
     """Make the children of a generation of every image, and write what is to be evaluated, in the form of a layer, into `evaluated_TEX`.
 
     kept: candidates that stay, the parents or in generation 0 the starting ones, which are evaluated before the children then. counts:
-    explorers, refiners. strengths: of explorers, of refiners. last: values have the channels last, as (M, G).
+    explorers, refiners. strengths_T2: of explorers, of refiners, in deviations of the members or `absolute`. last: values have the
+    channels last, as (M, G).
     """
     T, P, G = candidates_TPGM.shape[:3]
     explorers = counts[0]
     draws = noise_RM.shape[0] - G + 1
+    ones_G = np.ones(G, np.float32)
     for t in range(T):
         first = 0 if generation == 0 else kept
         for p in range(kept, P):
@@ -355,10 +358,10 @@ def _breed_tile(
                 candidates_TPGM[t, two],
                 forms_TP2[t, one],
                 forms_TP2[t, two],
-                deviations_TPG[t, one],
-                deviations_TPG[t, two],
+                ones_G if absolute else deviations_TPG[t, one],
+                ones_G if absolute else deviations_TPG[t, two],
                 noise_RM[row : row + G],
-                strengths[0] if explores else strengths[1],
+                strengths_T2[t, 0] if explores else strengths_T2[t, 1],
                 unit,
                 candidates_TPGM[t, place],
                 forms_TP2[t, place],
@@ -394,18 +397,19 @@ def _measure_tile(candidates_TSGM: Any, deviations_TSG: Any) -> None:
             measure(candidates_TSGM[t, s], deviations_TSG[t, s])
 
 
-def _select_tile(logits_TEK: Any, labels_T: Any, K: Any, fitness_TP: Any, places_TP: Any) -> Any:
-    """Write the fitness of the candidates evaluated, the last ones in rank, and bring the `K` fittest to the front; return whether every
-    fitness is finite."""
+def _select_tile(logits_TEK: Any, labels_T: Any, K: Any, fitness_TP: Any, places_TP: Any, better_T: Any) -> None:
+    """Write the fitness of the candidates evaluated, the last ones in rank, and how many of them are fitter than the first in rank was;
+    bring the `K` fittest to the front, where every fitness is finite."""
     T, E = logits_TEK.shape[:2]
     P = places_TP.shape[1]
-    finite = True
     for t in range(T):
+        elite = fitness_TP[t, places_TP[t, 0]]
+        better_T[t] = 0
         for e in range(E):
-            fitness_TP[t, places_TP[t, P - E + e]] = log_probability(logits_TEK[t, e], labels_T[t])
-        if not _rank(places_TP[t], fitness_TP[t], K):
-            finite = False
-    return finite
+            value = log_probability(logits_TEK[t, e], labels_T[t])
+            fitness_TP[t, places_TP[t, P - E + e]] = value
+            better_T[t] += int(value > elite)
+        _rank(places_TP[t], fitness_TP[t], K)
 
 
 def _measure_logits(logits_TEK: Any, labels_T: Any, fitness_TE: Any) -> None:

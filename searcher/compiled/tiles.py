@@ -23,6 +23,7 @@ from searcher.strategies.evolution import Evolution, EvolutionState
 from searcher.strategies.evolution_strategy import EvolutionStrategy, MeanState
 from searcher.strategies.moves import direction_rows, offsets
 from searcher.strategies.random_search import better
+from searcher.strategies.step_sizes import adapted
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,23 @@ class TileEvolution:
 
         strategy, position = self._strategy, self._state.layer.position
         P, alpha = strategy.population, strategy.strength[position] * strategy.strength_decay**number
-        strengths = np.array([alpha * strategy.boost[position], alpha], np.float32)
+        factor_T = self._state.factor_B if self._state.factor_B is not None else torch.ones(len(self._places_TP))
+        strengths_T2 = factor_T[:, None] * torch.tensor([alpha * strategy.boost[position], alpha])
         kept, counts = strategy.parents, (strategy.explorers, strategy.refiners)
         if number == 0:
             kept, counts = self._starts, (P - self._starts, 0)
             loops.measure_tile(self._candidates_TPGM[:, :kept].numpy(), self._deviations_TPG[:, :kept].numpy())
         count, unit = P if number == 0 else P - kept, self._state.layer.kind == "block"
         tile = (self._places_TP, self._candidates_TPGM, self._forms_TP2, self._deviations_TPG)
-        numbers = (self._noise, kept, counts, strengths, unit, number, self._evaluation.last, self._keys)
+        absolute = strategy.step_size == "absolute"
+        numbers = (self._noise, kept, counts, strengths_T2.numpy(), absolute, unit, number, self._evaluation.last, self._keys)
         loops.breed_tile(*numbers, *(part.numpy() for part in tile), self._evaluation.room(count))
         logits_TEK = self._evaluation.logits(count)
-        loops.select_tile(logits_TEK, self._evaluation.labels, strategy.parents, self._fitness_TP.numpy(), self._places_TP.numpy())
+        better_T = torch.zeros(len(self._places_TP), dtype=torch.int64)
+        ranked = (self._fitness_TP.numpy(), self._places_TP.numpy(), better_T.numpy())
+        loops.select_tile(logits_TEK, self._evaluation.labels, strategy.parents, *ranked)
+        if number and self._state.factor_B is not None:
+            self._state = replace(self._state, factor_B=adapted(self._state.factor_B, better_T / count))
         self._state = replace(self._state, generation=number + 1)
         return Told(self._fitness_TP, count, self._fitness_TP.gather(1, self._places_TP[:, :1]))
 
@@ -162,9 +169,15 @@ class TilePairs:
             found = better(state.found_B1GM, state.fitness_B1, candidates_TPGM, fitness_TP)
         else:
             found = state.mean_B1GM.clone(), fitness_TP[:, :1]
-        self._state = replace(state, generation=number + 1, found_B1GM=found[0], fitness_B1=found[1])
+        factor_B = strategy.factor(state, fitness_TP[:, 0])
+        highest_B = state.highest_B.maximum(fitness_TP[:, 0])
+        self._state = replace(
+            state, generation=number + 1, found_B1GM=found[0], fitness_B1=found[1], factor_B=factor_B, highest_B=highest_B
+        )
         if moves:
             length_T = self._length_T * strategy.step[position]
+            if factor_B is not None:
+                length_T = length_T * factor_B
             pair_loops.move_means(
                 self._rows_RM,
                 rows_TI.numpy(),

@@ -30,6 +30,9 @@ def with_kernels(strategy: SearchStrategy[Any], device: torch.device) -> SearchS
     if type(strategy) is not Evolution:
         name = type(strategy).__name__
         raise ConfigError(f"search.kernels: {name} has no kernels; set search.kernels = false, or search.strategy.name = 'evolution'")
+    if strategy.step_size != "relative":
+        where = f"search.strategy.step_size: the kernels know no {strategy.step_size} steps"
+        raise ConfigError(f"{where}; set search.kernels = false, or search.strategy.step_size = 'relative'")
     require_kernels(device)
     return FusedEvolution(**{field.name: getattr(strategy, field.name) for field in fields(strategy)})
 

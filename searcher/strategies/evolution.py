@@ -28,6 +28,7 @@ from searcher.children import NORMALISE_EPS, Moments, breed
 from searcher.noise import NoiseTable, noise_table, smooth
 from searcher.strategies.base import Best, SearchLayer, Traits
 from searcher.strategies.schedules import check_blur, check_lengths, passes_bound
+from searcher.strategies.step_sizes import StepSize, adapted
 
 _COUNTERS_PER_CHILD = 3  # two pool members and one noise offset
 
@@ -48,6 +49,9 @@ class Evolution:
     rescale: bring a smoothed mutation back to the standard deviation strength * sigma_c; without it smoothing also shrinks it.
     noise_rows: maps in the table that mutations are drawn from.
     strength_decay: factor on the strength per generation.
+    step_size: what the strength is measured in: standard deviations of the channel (`relative`); units of the representation, which in a
+        block has a standard deviation of 1 (`absolute`); or standard deviations of the channel, times a factor per image that grows while
+        more than a fifth of its children are fitter than its elite, and shrinks while fewer are (`adapted`).
     seeding: what the next layer's population starts from: the result alone, or with it the other parents.
     target: the result: the fittest candidate, or the mean of the parents (evaluated once at the end).
     stop_probability: an image whose elite gives its class a greater probability than this searches the layer no further; none: every
@@ -66,6 +70,7 @@ class Evolution:
     rescale: bool = True
     noise_rows: Annotated[int, Field(ge=64)] = 16384
     strength_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    step_size: StepSize = "relative"
     seeding: Literal["elite", "parents"] = "elite"
     target: Literal["best", "elite_mean"] = "best"
     stop_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -135,6 +140,7 @@ class Evolution:
             generation=0,
             parents_BKGM=start_BSGM[:, : self.population],
             fitness_BK=empty_B0,
+            factor_B=start_BSGM.new_ones(len(start_BSGM)) if self.step_size == "adapted" else None,
         )
 
     def ask(self, state: EvolutionState) -> Tensor:
@@ -172,11 +178,15 @@ class Evolution:
             stays = (order_BK < kept).flatten().nonzero()[:, 0]
             stayed_BKGM = take(state.parents_BKGM, order_BK.clamp_max(kept - 1))
             parents_BKGM.flatten(0, 1).index_copy_(0, stays, stayed_BKGM.flatten(0, 1).index_select(0, stays))
+        factor_B = state.factor_B
+        if kept and factor_B is not None:
+            factor_B = adapted(factor_B, (fitness_BP > state.fitness_BK[:, :1]).float().mean(dim=1))
         return replace(
             state,
             generation=state.generation + 1,
             parents_BKGM=parents_BKGM,
             fitness_BK=torch.cat([state.fitness_BK, fitness_BP], dim=1).gather(1, order_BK),
+            factor_B=factor_B,
         )
 
     def best(self, state: EvolutionState) -> Best:
@@ -211,7 +221,9 @@ class Evolution:
         layer = state.layer
         passes = self.blur_passes[layer.position] if self.blur == "candidate" and layer.is_map else 0
         unit = layer.kind == "block" and not passes
-        found = breed(state.noise, pool_BQGM, moments, drawn_B3P, strength, unit=unit, out_BPGM=out_BPGM)
+        lengths = strength if state.factor_B is None else strength * state.factor_B[:, None, None]
+        absolute = self.step_size == "absolute"
+        found = breed(state.noise, pool_BQGM, moments, drawn_B3P, lengths, unit=unit, absolute=absolute, out_BPGM=out_BPGM)
         if not passes:
             return found
         maps = smooth(out_BPGM.reshape(-1, *layer.shape[1:]), passes).view(out_BPGM.shape)
@@ -221,7 +233,10 @@ class Evolution:
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionState:
-    """A tile's parents, their fitness (empty before the initial population is evaluated), and what its draws depend on."""
+    """A tile's parents, their fitness (empty before the initial population is evaluated), and what its draws depend on.
+
+    factor_B: on the strength, where it adapts.
+    """
 
     layer: SearchLayer
     noise: NoiseTable
@@ -229,6 +244,7 @@ class EvolutionState:
     generation: int
     parents_BKGM: Tensor
     fitness_BK: Tensor
+    factor_B: Tensor | None = None
 
 
 def take(candidates_BPGM: Tensor, index_BK: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from searcher.strategies.evolution import finish
 from searcher.strategies.moves import NoiseKind, directions, offsets, rms, unit
 from searcher.strategies.random_search import better
 from searcher.strategies.schedules import check_blur, check_lengths, passes_bound
+from searcher.strategies.step_sizes import StepSize, adapted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class EvolutionStrategy:
     generations: moves of the mean.
     sigma: root mean square of the noise, in that of the representation.
     step: length of a move: root mean square over the representation, in that of the representation.
+    step_size: what sigma and step are measured in: the representation's root mean square (`relative`), which is 1 in a block, or its units
+        (`absolute`); or as `relative`, with moves times a factor per image that grows after a move to a fitter mean than any before, and
+        shrinks after any other, so that a fifth of them succeed (`adapted`).
     momentum: weight of the direction of the moves before.
     noise: a value per position (smoothed by `blur_passes`), per 3x3 positions (interpolated), or per channel.
     blur_passes: passes of 3x3 average pooling that smooth noise per position (feature maps only); its size stays.
@@ -48,6 +52,7 @@ class EvolutionStrategy:
     generations: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [4, 4, 4, 1])
     sigma: list[Annotated[float, Field(gt=0, le=100)]] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
     step: list[Annotated[float, Field(gt=0, le=100)]] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
+    step_size: StepSize = "relative"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     noise: Literal["pixel", "low_resolution", "channel"] = "pixel"
     blur_passes: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [5, 1, 1, 0])
@@ -94,11 +99,13 @@ class EvolutionStrategy:
             layer=layer,
             generation=0,
             keys_B=keys_B,
-            length_B1=rms(own_B1GM),
+            length_B1=torch.ones_like(rms(own_B1GM)) if self.step_size == "absolute" else rms(own_B1GM),
             mean_B1GM=own_B1GM,
             velocity_B1GM=torch.zeros_like(own_B1GM),
             found_B1GM=own_B1GM,
             fitness_B1=own_B1GM.new_full((len(own_B1GM), 1), float("-inf")),
+            factor_B=own_B1GM.new_ones(len(own_B1GM)) if self.step_size == "adapted" else None,
+            highest_B=own_B1GM.new_full((len(own_B1GM),), float("-inf")),
         )
 
     def ask(self, state: MeanState) -> Tensor:
@@ -115,12 +122,18 @@ class EvolutionStrategy:
         found_B1GM, fitness_B1 = candidates_BPGM[:, :1], fitness_BP[:, :1]
         if self.target == "best":
             found_B1GM, fitness_B1 = better(state.found_B1GM, state.fitness_B1, candidates_BPGM, fitness_BP)
-        state = replace(state, found_B1GM=found_B1GM, fitness_B1=fitness_B1)
+        factor_B = self.factor(state, fitness_BP[:, 0])
+        state = replace(
+            state, found_B1GM=found_B1GM, fitness_B1=fitness_B1, factor_B=factor_B, highest_B=state.highest_B.maximum(fitness_BP[:, 0])
+        )
         if candidates_BPGM.shape[1] == 1:
             return replace(state, generation=state.generation + 1)
         direction_B1GM = unit(estimate(self.directions(state), fitness_BP[:, 1:]))
         velocity_B1GM = self.momentum * state.velocity_B1GM + direction_B1GM
-        move_B1GM = unit(velocity_B1GM) * (self.step[state.layer.position] * state.length_B1)
+        length_B1 = self.step[state.layer.position] * state.length_B1
+        if state.factor_B is not None:
+            length_B1 = length_B1 * state.factor_B[:, None, None, None]
+        move_B1GM = unit(velocity_B1GM) * length_B1
         return replace(
             state,
             generation=state.generation + 1,
@@ -133,6 +146,12 @@ class EvolutionStrategy:
         finished_B = passes_bound(state.fitness_B1[:, 0], self.stop_probability)
         return Best(targets_BRGM=state.found_B1GM, fitness_BR=state.fitness_B1, seeds_BSGM=state.found_B1GM, finished_B=finished_B)
 
+    def factor(self, state: MeanState, fitness_B: Tensor) -> Tensor | None:
+        """Return the factor on the next move, given the fitness of the mean that the last one led to."""
+        if state.factor_B is None or state.generation == 0:
+            return state.factor_B
+        return adapted(state.factor_B, (fitness_B > state.highest_B).float())
+
     def directions(self, state: MeanState) -> Tensor:
         """Return the directions (B, I, G, M) of the state's generation; drawing them again costs less than keeping them."""
         drawn_BI = offsets(state.keys_B, state.generation, self.pairs)
@@ -143,7 +162,10 @@ class EvolutionStrategy:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanState:
-    """The mean to evaluate next and its momentum, the result with its fitness, and the representation's length (B, 1, 1, 1)."""
+    """The mean to evaluate next and its momentum, the result with its fitness, and the representation's length (B, 1, 1, 1).
+
+    factor_B: on moves, where they adapt. highest_B: fitness of the fittest mean so far: moves that overshoot beat the one before by chance.
+    """
 
     layer: SearchLayer
     generation: int
@@ -153,6 +175,8 @@ class MeanState:
     velocity_B1GM: Tensor
     found_B1GM: Tensor
     fitness_B1: Tensor
+    factor_B: Tensor | None
+    highest_B: Tensor
 
 
 def estimate(directions_BIGM: Tensor, fitness_BP: Tensor) -> Tensor:
