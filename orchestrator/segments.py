@@ -1,7 +1,8 @@
 """What is committed of a streamed run: a document per segment, which is some rounds in a row and the learner's state after them.
 
 first       the first round of the segment
-rounds      per round its report ("report") and what its search found ("search": the fields of `orchestrator.searching.SearchRecord`)
+rounds      per round its report ("report"), what its search found ("search": the fields of `orchestrator.searching.SearchRecord`), and
+            the seconds of each step of searching and learning it ("steps")
 network     the network after the last of them
 state       the learner's state after the last of them; only that of the newest segment is kept
 seconds     wall time since the segment before

@@ -11,9 +11,15 @@ import numpy as np
 
 from repsearch.errors import NumericalError, StoreError
 
+INDENTED = 10_000
+"""Characters of content up to which a document is indented for people: that takes Python's own encoder, a millisecond for as many."""
 
-def encode(path: str, document: Mapping[str, Any]) -> tuple[bytes, str]:
+
+def encode(path: str, document: Mapping[str, Any], *, compact: bool = False) -> tuple[bytes, str]:
     """Return the bytes of `document` and the hex SHA-256 of its content; `path` is for the messages.
+
+    compact: on one line, as large documents are in any case.
+
 
     Raises `NumericalError` for a number that is not finite and `StoreError` for a value that is not JSON.
     """
@@ -24,6 +30,8 @@ def encode(path: str, document: Mapping[str, Any]) -> tuple[bytes, str]:
     except TypeError as error:
         raise StoreError(f"{path}: holds a value that JSON cannot ({error})") from None
     digest = hashlib.sha256(content.encode()).hexdigest()
+    if compact or len(content) > INDENTED:
+        return f'{{"sha256":"{digest}","document":{content}}}\n'.encode(), digest
     text = json.dumps({"sha256": digest, "document": json.loads(content)}, indent=1)
     return (text + "\n").encode(), digest
 

@@ -6,6 +6,7 @@ of several writers one wins). A crash can leave a `.partial` file behind; nothin
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import uuid
@@ -76,7 +77,7 @@ def ancestors(folder: Path, root: Path) -> list[Path]:
 
 def tree(folder: Path) -> list[Path]:
     """Return every file and folder below `folder`, links not followed."""
-    return sorted(folder.rglob("*"))
+    return sorted(Path(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names))
 
 
 def sync_all(paths: list[Path]) -> None:
@@ -84,6 +85,23 @@ def sync_all(paths: list[Path]) -> None:
     # Together, because a journalling file system commits concurrent flushes at once: 17 files take 5 ms, one by one 55 ms.
     with ThreadPoolExecutor(min(_SYNC_THREADS, max(1, len(paths)))) as pool:
         list(pool.map(sync, paths))
+
+
+def sync_filesystem(folder: Path) -> bool:
+    """Flush everything on the file system of `folder` to the disk; False where the system cannot, and nothing is done."""
+    # One call for hundreds of files, without a thread for each: Python has none for it.
+    try:
+        flush = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if flush(handle) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(folder))
+    finally:
+        os.close(handle)
+    return True
 
 
 def sync(path: Path) -> None:

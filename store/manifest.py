@@ -65,7 +65,12 @@ def encode(path: str, arrays: Mapping[str, ArrayInfo], attributes: Mapping[str, 
         "arrays": {name: dataclasses.asdict(info) for name, info in arrays.items()},
         "metadata": dict(metadata),
     }
-    return documents.encode(path, body)[0]
+    return documents.encode(path, body, compact=True)[0]
+
+
+def check(path: str, attributes: Mapping[str, Any]) -> None:
+    """Raise what `encode` raises for attributes that are not JSON."""
+    documents.encode(path, dict(attributes), compact=True)
 
 
 def decode(path: str, file: str, data: bytes, *, expected: str | None = None) -> Manifest:

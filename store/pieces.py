@@ -65,7 +65,7 @@ class Pieces:
         """Make the group readable, as `GroupWriter.commit` says."""
         if self._sink is None or self._rows != self._total:
             raise StoreError(f"{self._path}: has {self._rows} rows of {self._total}; append the others before the commit")
-        manifest.encode(self._path, {}, attributes, {})  # refuses attributes that are not JSON
+        manifest.check(self._path, attributes)
         return self._sink.commit(attributes)
 
     def __enter__(self) -> Self:

@@ -45,6 +45,8 @@ class ZarrStore:
     def settle(self, paths: Sequence[str]) -> None:
         """Flush groups to the disk, as `Store.settle` says."""
         with failures(f"{self._root}: cannot be flushed"):
+            if files.sync_filesystem(self._root):
+                return
             folders = [self._locate(path) for path in paths]
             above = {parent for folder in folders for parent in files.ancestors(folder, self._root)[1:]}
             files.sync_all([place for folder in folders for place in (folder, *files.tree(folder))] + sorted(above))
@@ -61,7 +63,7 @@ class ZarrStore:
         """Write and commit a group, as `RepresentationStore.write` says."""
         with failures(self._unwritable(path)):
             forms = formats.forms_of(path, arrays, dtypes or {}, finite=finite, chunk_mb=self._chunk_mb)
-            manifest.encode(path, {}, attributes, {})  # refuses attributes that are not JSON before anything is written
+            manifest.check(path, attributes)  # before anything is written
             with contextlib.closing(self._open_sink(path, forms)) as sink:
                 sink.append(arrays)
                 return sink.commit(attributes)

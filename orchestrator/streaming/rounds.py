@@ -61,7 +61,13 @@ def reference_of(message: jobs_pb2.Reference) -> Reference:
 
 def entry_of(work: Work, learned: Learned, report: RoundReport) -> dict[str, Any]:
     """Return what a segment says of a round."""
-    return {"report": report.to_dict(), "search": asdict(_search_record(work, learned.searched))}
+    steps = {"search": _steps(learned.searched.done, learned.searched.relay_s), "learn": _steps(learned.done, learned.relay_s)}
+    return {"report": report.to_dict(), "search": asdict(_search_record(work, learned.searched)), "steps": steps}
+
+
+def _steps(done: jobs_pb2.ItemDone, relay_s: float) -> dict[str, float]:
+    """Return the seconds of each step of an item; messages: from its push to the news of its end, less what the daemon had it."""
+    return {"waited": done.waited, "read": done.read, "work": done.work, "write": done.write, "messages": relay_s}
 
 
 def report_of(work: Work, learned: Learned) -> RoundReport:

@@ -7,6 +7,7 @@ on from the newest segment, as `orchestrator resume` does after a crash.
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ ROUNDS_PER_JOB = 4096
 ATTEMPTS_PER_TERM = 1000
 """Attempts are numbered from the term on, so that no late writer of an earlier term has the same path."""
 SHOW_S = 0.2
+SWITCH_S = 0.0005
 
 
 def stream_rounds(work: Work, policy: RoundPolicy, plan: RoundPlan) -> list[RoundReport]:
@@ -94,6 +96,9 @@ class Stream:
     def run(self) -> None:
         """Run the rounds; whatever ends them early cancels the jobs. Raises `LearnerFailed` where another try may help."""
         self._learner = self._start_learner()
+        interval = sys.getswitchinterval()
+        # By default a thread that has news waits 5 ms for one that computes, such as the thread that commits.
+        sys.setswitchinterval(SWITCH_S)
         try:
             for daemon in self._work.fleet.searchers:
                 self._start_searcher(cast(StreamDaemon, daemon))
@@ -110,6 +115,8 @@ class Stream:
             for feed in (*self._searchers, self._learner):
                 feed.cancel()
             raise
+        finally:
+            sys.setswitchinterval(interval)
 
     @property
     def _may_end(self) -> bool:
