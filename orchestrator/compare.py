@@ -46,6 +46,7 @@ def _figures(reports: Sequence[RoundReport], examples: int) -> dict[str, Any]:
         "rounds": len(reports),
         "metrics": dict(newest[0].metrics) if newest else {},
         "evaluations_per_example": _total(reports, "search/evaluations") / examples,
+        "learn_examples": _total(reports, "learn/examples"),
         "seconds_search": _total(reports, "seconds/search"),
         "seconds_learn": _total(reports, "seconds/learn"),
     }

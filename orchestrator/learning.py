@@ -43,7 +43,7 @@ class LearnRecord:
 
 def learn_round(work: Work, plan: RoundPlan, search: SearchRecord, warm: Reference | None) -> LearnRecord:
     """Return what the round learned from `search`, from initial parameters or going on from `warm`; learns it if it is not there yet."""
-    record = learn_network(work, plan, search, warm, drawn_as=plan.round)
+    record = learn_network(work, plan, search, warm, drawn_as=plan.round if plan.drawn_as is None else plan.drawn_as)
     work.log.once("network_ready", plan.round, path=record.network.path, digest=record.network.digest)
     return record
 

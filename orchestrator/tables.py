@@ -21,22 +21,24 @@ def rounds_table(reports: Sequence[RoundReport], baseline: Sequence[RoundReport]
     """Return one line per round that was measured, and the baseline's last round as the last line."""
     reports = measured(reports)
     layers = list(dict.fromkeys(layer for report in reports for layer in report.layers()))
-    table = _table("round", "test accuracy")
+    fitness = any("fitness/accuracy" in report.metrics for report in reports)
+    table = _table("round", "test accuracy", *(["fitness"] if fitness else []))
     for layer in layers:
         table.add_column(f"{layer}\ncross-entropy", justify="right")
     for heading in ("candidate\nevaluations", "search\ns", "learning\ns", "overhead\ns"):
         table.add_column(heading, justify="right")
     for report in reports:
-        table.add_row(str(report.round), *_cells(report.metrics, layers))
+        table.add_row(str(report.round), *_cells(report.metrics, layers, fitness=fitness))
     if baseline:
         table.add_section()
-        table.add_row("baseline", *_cells(baseline[-1].metrics, layers))
+        table.add_row("baseline", *_cells(baseline[-1].metrics, layers, fitness=fitness))
     return table
 
 
-def _cells(metrics: Mapping[str, float], layers: Sequence[str]) -> list[str]:
+def _cells(metrics: Mapping[str, float], layers: Sequence[str], *, fitness: bool) -> list[str]:
     return [
         f"{metrics['test/accuracy']:.2%}",
+        *([f"{metrics['fitness/accuracy']:.2%}" if "fitness/accuracy" in metrics else NOTHING] if fitness else []),
         *(_fall(metrics, layer) for layer in layers),
         f"{metrics['search/evaluations']:,.0f}" if metrics["search/evaluations"] else NOTHING,
         *(f"{metrics[f'seconds/{part}']:.1f}" for part in ("search", "learn")),

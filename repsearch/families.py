@@ -172,6 +172,7 @@ POLICIES = Family(
         "one_shot": "orchestrator.policies.one_shot:OneShot",
         "closed_loop": "orchestrator.policies.closed_loop:ClosedLoop",
         "streaming": "orchestrator.policies.streaming:Streaming",
+        "code_search": "orchestrator.policies.code_search:CodeSearch",
         "learn_only": "orchestrator.policies.learn_only:LearnOnly",
     },
 )

@@ -88,7 +88,7 @@ class FakeDaemon:
     def _learn(self, request):
         spec = request.learn
         self.learns.append(spec)
-        scores = {f"{split}_{name}": 0.5 for split in ("test", "validation") for name in ("accuracy", "cross_entropy")}
+        scores = {f"{split}_{name}": 0.5 for split in ("test", "validation", "fitness") for name in ("accuracy", "cross_entropy")}
         scores = scores if self.measures(spec) else {}
         epochs = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, spec.epochs + 1)]
         attributes = {"kind": "network", "learn_digest": spec.digest, "seconds": 1.5, "examples": 100, "epochs": epochs, **scores}
@@ -101,7 +101,9 @@ class Setting:
     def __init__(self, folder: Path, **rounds: object) -> None:
         self.store = MemoryStore()
         learn = {"epochs": 2, "start": rounds.pop("start", "fresh")}
-        table = {"search": {"layers": [0, "logits"], "strategy": {"name": "evolution", **SCHEDULE}}, "learn": learn}
+        strategy = rounds.pop("strategy", {"name": "evolution", **SCHEDULE})
+        table = {"search": {"layers": [0, "logits"], "strategy": strategy}, "learn": learn}
+        table |= {"dataset": {"name": "digits", "fitness": rounds.pop("fitness", 0)}}
         config = parse_config({**table, "rounds": {"count": 2, **rounds}, "searcher": {"shard_examples": 20}})
         dataset = {"name": "made-up", "digest": "d", "classes": ["a", "b"], "train": EXAMPLES, "validation": 1, "test": 1}
         digests = {"search": "s", "learn": "l", "dataset": "d"}
@@ -312,3 +314,26 @@ def test_the_last_report_says_why_the_run_ended_and_a_resumed_run_ends_there_too
             "budget: rounds.max_evaluations = 20 is spent by 20 candidate evaluations per example",
         ]
     assert not setting.daemon.searches
+
+
+def test_a_crash_within_a_generation_of_codes_changes_none_of_them(tmp_path: Path) -> None:
+    codes = {"name": "class_code", "blur_passes": [1, 1], "frequency": [1.0, 1.0]}
+    policy = {"name": "code_search", "population": 2, "classes": 2}
+    rounds = {"policy": policy, "count": 6, "strategy": codes, "fitness": 5}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "crashed").mkdir()
+    whole, crashed = (Setting(tmp_path / name, **rounds) for name in ("whole", "crashed"))
+
+    def fail(spec: jobs_pb2.LearnSpec) -> bool:
+        # Round 4: the second of the second generation, after its search.
+        crashed.learner.failing = "learn" if len(crashed.learner.learns) == 4 else ""
+        return True
+
+    crashed.learner.measures = fail
+    with pytest.raises(StoreError, match="learning of round 4"):
+        crashed.open()
+    crashed.learner.failing, crashed.learner.measures = "", lambda spec: True
+    reports, expected = crashed.open(), whole.open()
+    assert [spec.round for spec in crashed.daemon.searches] == [5, 5, 5]
+    assert [report.changes for report in reports] == [report.changes for report in expected]
+    assert len(reports) == 6 and len({str(report.changes) for report in reports}) == 5

@@ -10,24 +10,29 @@ from typing import Any, ClassVar
 import pytest
 
 from orchestrator.policies import RoundPlan, RoundPolicy, composing, make_policy, reason_of
-from orchestrator.report import COST_METRICS, ROUND_METRICS, RoundReport
+from orchestrator.report import COST_METRICS, FITNESS_METRICS, ROUND_METRICS, RoundReport
 from repsearch.config import RunConfig, loading, parse_config, with_search
 from repsearch.errors import ConfigError
 from repsearch.families import POLICIES, Family
 
-ROUNDS = {"one_shot": 1}
+ROUNDS = {"one_shot": 1, "code_search": 10}
 """Rounds for the contract of a member, where not 3."""
 STARTS = {"streaming": "continue"}
 """The only `learn.start` of a member that has but one."""
+SECTIONS: dict[str, dict[str, Any]] = {
+    "code_search": {"dataset": {"name": "digits", "fitness": 9}, "search": {"strategy": {"name": "class_code", "frequency": [1.0] * 4}}}
+}
+"""What the contract of a member needs of the rest of the configuration."""
 
 
 def config_of(name: str, *, start: str = "fresh", rounds: int | None = None) -> RunConfig:
     start = STARTS.get(name, start)
-    return parse_config({"rounds": {"policy": name, "count": rounds or ROUNDS.get(name, 3)}, "learn": {"start": start, "epochs": 7}})
+    table = {"rounds": {"policy": name, "count": rounds or ROUNDS.get(name, 3)}, "learn": {"start": start, "epochs": 7}}
+    return parse_config({**SECTIONS.get(name, {}), **table})
 
 
 def report(number: int, *, validation: float = 0.0, evaluations: float = 0.0, seconds: float = 0.0) -> RoundReport:
-    metrics = dict.fromkeys(ROUND_METRICS, 0.0)
+    metrics = dict.fromkeys((*ROUND_METRICS, *FITNESS_METRICS), 0.0)
     metrics |= {"validation/accuracy": validation, "search/evaluations_per_example": evaluations, "seconds/round": seconds}
     return RoundReport(round=number, policy="p", strategy="s", objective="o", metrics=metrics)
 
@@ -49,9 +54,17 @@ def test_rounds_are_numbered_and_refer_to_earlier_ones(name: str, start: str) ->
     found = plans(config)
     assert [plan.round for plan in found] == list(range(config.rounds.count))
     for plan in found:
-        assert plan.search == POLICIES.member(name).searches and plan.epochs == 7
+        assert plan.search == POLICIES.member(name).searches and plan.epochs > 0
         assert all(earlier is None or 0 <= earlier < plan.round for earlier in (plan.searched_round, plan.warm_round))
-        assert plan.warm_round == (plan.round - 1 if config.learn.start != "fresh" and plan.round else None)
+    assert found[-1].epochs == 7
+    # From one learned network to the next where learning goes on; every network by itself where it does not.
+    assert (found[-1].warm_round is not None) is (config.learn.start != "fresh" and len(found) > 1)
+
+
+@pytest.mark.parametrize("name", ["closed_loop", "learn_only"])
+def test_rounds_go_on_from_the_one_before_or_start_afresh(name: str) -> None:
+    assert [plan.warm_round for plan in plans(config_of(name, start="warm"))] == [None, 0, 1]
+    assert [plan.warm_round for plan in plans(config_of(name, start="fresh"))] == [None] * 3
 
 
 @pytest.mark.parametrize("name", POLICIES.members)

@@ -32,6 +32,7 @@ class RoundPlan:
     searched_round: the round whose learned network is searched; None: the untrained network.
     warm_round: the round whose learned network learning goes on from; None: initial parameters.
     epochs: passes over the round's examples.
+    drawn_as: the round whose random numbers learning draws; None: its own.
     changes: what the round changes of the section `search`, as a partial table (see `repsearch.config.with_search`).
     stream: this round and all after it are streamed: search and learning of different rounds go on at once, and which network a round
         searches is known when it begins; None: the round has jobs of its own.
@@ -42,6 +43,7 @@ class RoundPlan:
     searched_round: int | None
     warm_round: int | None
     epochs: int
+    drawn_as: int | None = None
     stream: StreamPlan | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 
