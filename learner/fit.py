@@ -54,6 +54,7 @@ class FitPlan:
 
     first_step, steps: place in the schedule of the first step, and its length; None: the schedule is this fit's.
     evaluates: measure on validation after every epoch.
+    relative: whether targets are ways from the network's own output.
     """
 
     objective: LearningObjective
@@ -65,6 +66,7 @@ class FitPlan:
     first_step: int = 0
     steps: int | None = None
     evaluates: bool = True
+    relative: bool = False
 
 
 @dataclass
@@ -100,7 +102,7 @@ def fit(
     """
     optimiser = optimiser or optimiser_of(plan.optimiser, network)
     state = _resumed(network, optimiser, checkpoints)
-    loss_of = loss_function(network, plan.objective, plan.learn)
+    loss_of = loss_function(network, plan.objective, plan.learn, relative=plan.relative)
     for record in state.history:
         reporter.points(_points(record))
     while state.epoch < plan.epochs and not plateaued(state.history, plan.learn.patience):

@@ -21,8 +21,13 @@ MEMORY_FORMAT = torch.channels_last
 """How images and convolutions lie in memory. With few channels on a CPU, a step takes 0.6 to 0.75 of its time with `contiguous_format`."""
 
 
-def loss_function(network: SearchableNetwork, objective: LearningObjective, learn: LearnConfig) -> Callable[[Batch], Loss]:
-    """Return the function from a batch on the network's device to its loss, as `learn.precision` and `learn.compile` say."""
+def loss_function(
+    network: SearchableNetwork, objective: LearningObjective, learn: LearnConfig, *, relative: bool = False
+) -> Callable[[Batch], Loss]:
+    """Return the function from a batch on the network's device to its loss, as `learn.precision` and `learn.compile` say.
+
+    relative: see `learner.objectives.base.Outputs`.
+    """
     device, reduced = network.mean.device.type, learn.precision == "bfloat16"
 
     def blocks_of(images_BCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -35,7 +40,7 @@ def loss_function(network: SearchableNetwork, objective: LearningObjective, lear
     def loss_of(batch: Batch) -> Loss:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=reduced):
             blocks, compared = run(batch.images)
-            outputs = Outputs(blocks, compared, network.head, network.normalises)
+            outputs = Outputs(blocks, compared, network.head, network.normalises, relative)
             return objective.loss(_in_full_precision(outputs) if reduced else outputs, batch.targets, batch.labels)
 
     return loss_of

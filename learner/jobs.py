@@ -125,6 +125,11 @@ def check(config: RunConfig, data: Data) -> None:
             )
     outputs = outputs_of_blocks(NETWORKS.build(config.network, at="network"))
     make_objective(config).check(config.search.layers, learned.logits_layer, outputs)
+    if config.search.relative and config.learn.objective.get("match", "normalised") != "normalised":
+        raise ConfigError(
+            "search.relative: ways from the network's own representation are those of normalised ones; "
+            'set learn.objective.match = "normalised", or search.relative = false'
+        )
     shapes = expected_shapes(learned)
     check_memory(config, [shapes[name] for name in names], len(data.train))
     make_optimiser(config)
@@ -181,7 +186,16 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
 def plan_of(run: Run, task: LearnTask, objective: LearningObjective) -> FitPlan:
     """Return what is learned and how."""
     config = run.config
-    plan = FitPlan(objective, make_optimiser(config), config.learn, task.epochs, config.learn_seed(), task.round, evaluates=task.evaluates)
+    plan = FitPlan(
+        objective,
+        make_optimiser(config),
+        config.learn,
+        task.epochs,
+        config.learn_seed(),
+        task.round,
+        evaluates=task.evaluates,
+        relative=config.search.relative,
+    )
     return with_schedule(plan, config, len(run.data.train))
 
 

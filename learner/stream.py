@@ -64,7 +64,8 @@ def _begin(run: Run, spec: jobs_pb2.StreamLearnSpec, device: str) -> Learning:
     splits = {"validation": data.validation, "test": data.test, **({"fitness": data.fitness} if data.fitness is not None else {})}
     measured_on = {name: Split(part.images.to(device), part.labels.to(device)) for name, part in splits.items()}
     train = Split(data.train.images.to(device), data.train.labels.to(device))
-    return Learning(network, optimiser, objective, loss_function(network, objective, config.learn), train, measured_on)
+    loss_of = loss_function(network, objective, config.learn, relative=config.search.relative)
+    return Learning(network, optimiser, objective, loss_of, train, measured_on)
 
 
 def _window(run: Run, learning: Learning, arrival: Arrival, context: JobContext, clock: StepClock) -> jobs_pb2.ItemDone:

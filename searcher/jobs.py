@@ -106,8 +106,8 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
 def _mix(search: SearchConfig) -> Mix | None:
     """Return how targets are mixed with the network's own representation."""
     if search.step is not None:
-        return Mix("step", search.step)
-    return Mix("nudge", search.nudge) if search.nudge is not None else None
+        return Mix("step", search.step, search.relative)
+    return Mix("nudge", search.nudge, search.relative) if search.nudge is not None else None
 
 
 @lru_cache(maxsize=8)

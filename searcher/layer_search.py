@@ -105,6 +105,8 @@ def search_layer(
         W = len(group.index_WT)
         result.fitness[-1] = torch.stack([evaluate(network, number, result.targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
         result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
+    if plan.mix is not None and plan.mix.relative and layer.kind == "block":
+        result = replace(result, targets_WTRX=result.targets_WTRX - starts_WTSX[:, :, :1])
     return result if strategy.traits.chooses else replace(result, evaluations=0)
 
 

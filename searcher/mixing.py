@@ -19,10 +19,14 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Mix:
-    """kind: `step`: a share `size` of the way; `nudge`: a length of `size` times the own representation's root mean square."""
+    """kind: `step`: a share `size` of the way; `nudge`: a length of `size` times the own representation's root mean square.
+
+    relative: the result of a block is the way from the own representation to the target.
+    """
 
     kind: Literal["step", "nudge"]
     size: float
+    relative: bool = False
 
     def target(self, own_TX: Tensor, found_TRX: Tensor) -> Tensor:
         """Return own + size * direction (T, R, ...), not yet in the form of a layer; where nothing was found, the own representation."""

@@ -58,6 +58,21 @@ def test_regression_values_by_hand() -> None:
     assert loss.total.item() == pytest.approx(2.5 + 0.5 * divergence, abs=1e-4)
 
 
+def test_a_relative_target_leads_from_the_output_wherever_that_is() -> None:
+    # Outputs of an offset: absolute targets would pull them back, relative ones lead each the same way ahead.
+    way = torch.tensor([[0.3, -0.3, 0.0]])
+    gradients = []
+    for offset in (0.0, 0.5):
+        block = normalised(torch.tensor([[1.0, -0.5 + offset, -0.5 - offset]])).requires_grad_()
+        outputs = Outputs([block], [block], lambda _: torch.zeros(1, 2), True, relative=True)
+        loss = Regression().loss(outputs, {"block0": way}, torch.tensor([0]))
+        torch.autograd.backward(loss.terms["block0"])
+        expected = 2 / 3 * (block - normalised(block + way)).detach()
+        assert block.grad is not None and torch.allclose(block.grad, expected, atol=1e-6)
+        gradients.append(block.grad)
+    assert all((gradient * way).sum() < 0 for gradient in gradients)
+
+
 def test_divergence_is_the_mean_over_examples() -> None:
     block = torch.zeros(2, 2)
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])

@@ -52,6 +52,20 @@ def own_of(network: SearchableNetwork, data: Data, layer: int) -> torch.Tensor:
     return search_form(searched, layer, run_layers(searched, -1, layer, inputs))
 
 
+def test_a_relative_target_is_the_way_from_the_own_representation(data: Data, network: SearchableNetwork) -> None:
+    absolute = search(plan_of(1, 2, chained=False, mix=Mix("nudge", 0.3)), network, data)
+    relative = search(plan_of(1, 2, chained=False, mix=Mix("nudge", 0.3, relative=True)), network, data)
+    own = own_of(network, data, 1)
+    assert torch.allclose(relative.targets[0] + own, absolute.targets[0], atol=1e-5) and relative.targets[0].abs().max() > 0.1
+    assert torch.equal(relative.targets[1], absolute.targets[1])  # of the logits
+    assert torch.equal(relative.after_NL, absolute.after_NL)
+
+
+def test_relative_needs_a_way(data: Data) -> None:
+    with pytest.raises(ConfigError, match=r"search.*relative.*nudge = 0\.3"):
+        parse_config({"search": {"relative": True}})
+
+
 def test_a_nudge_has_its_length_whatever_was_found_and_a_step_its_share() -> None:
     own, found = torch.randn(3, 4, 5), torch.randn(3, 2, 4, 5)
     way = Mix("nudge", 0.3).target(own, found) - own[:, None]

@@ -37,12 +37,14 @@ class Outputs:
     compared: what `Reading.output` names of each block, (B, X), with gradient.
     head: representation of the last block -> logits (B, K).
     normalised: whether `blocks` are already normalised per example.
+    relative: whether the targets of blocks are ways from the output to what it is to become, see `search.relative`.
     """
 
     blocks: Sequence[Tensor]
     compared: Sequence[Tensor]
     head: Callable[[Tensor], Tensor]
     normalised: bool
+    relative: bool = False
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,10 @@ class Regression:
             target_BX = targets.get(target_name(layer))
             if target_BX is not None:
                 matched_BX = self._matched(output_BX, outputs)
-                terms[layer] = F.mse_loss(matched_BX, target_BX.to(matched_BX.dtype))
+                target_BX = target_BX.to(matched_BX.dtype)
+                if outputs.relative:
+                    target_BX = normalised(matched_BX.detach() + target_BX)
+                terms[layer] = F.mse_loss(matched_BX, target_BX)
         logits_BK = outputs.head(outputs.blocks[-1].detach())
         head = head_loss(logits_BK, targets.get(LOGITS), labels_B)
         total = torch.stack([weights.get(layer, 1.0) * term for layer, term in terms.items()]).mean() + self.head_weight * head

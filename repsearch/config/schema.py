@@ -45,6 +45,10 @@ class SearchConfig(Section):
     nudge: float | None = Field(default=None, gt=0, le=100)
     """Targets that lie a fixed way from the network's own representation h, whatever the fitness: h + nudge * rms(h) * d, normalised,
     where d is found - h brought to a root mean square of 1. None: what was found."""
+    relative: bool = False
+    """With `step` or `nudge`: what is stored for a block is the way from the network's own representation to the target, and the learner
+    adds it to its own output, without gradient. A target then stays as far ahead where the learner is rounds ahead of the network
+    searched, or normalises by a batch's statistics. Logits stay targets."""
     network: PluginTable = Field(default_factory=dict)
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
@@ -78,6 +82,8 @@ class SearchConfig(Section):
     def _one_mix(self) -> Self:
         if self.step is not None and self.nudge is not None:
             raise ValueError(f"step {self.step} and nudge {self.nudge} are two ways to mix a target; leave one of them out")
+        if self.relative and self.step is None and self.nudge is None:
+            raise ValueError("relative is of use with a step or a nudge from the own representation; set one of them, such as nudge = 0.3")
         return self
 
 
