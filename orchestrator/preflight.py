@@ -86,9 +86,13 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
 def planned(policy: RoundPolicy, config: RunConfig, examples: int) -> list[RoundPlan]:
     """Return the rounds that `policy` plans for `examples` training examples if each is better than the one before and takes no time."""
     plans, reports, windows = list[RoundPlan](), list[RoundReport](), windows_of(config, examples)
+    known: tuple[Mapping[str, Any], int] | None = None
     while (plan := policy.next(reports, config)) is not None:
         plans.append(plan)
-        evaluations = _evaluations(plan.config(config)) if plan.search else 0
+        if plan.search and (known is None or known[0] != plan.changes):
+            # Built once for rounds of the same settings: there may be thousands.
+            known = (plan.changes, _evaluations(plan.config(config)))
+        evaluations = known[1] if plan.search and known is not None else 0
         share = windows.of(plan.round).count / examples
         reports.append(imagined(plan.round, evaluations, share=share, measured=evaluated(config, examples, plan.round)))
     return plans

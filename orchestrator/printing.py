@@ -19,6 +19,10 @@ CHANGES_LENGTH = 120
 """Characters of a round's changes that a dry run prints."""
 
 
+ROUNDS_SHOWN = 20
+"""Rounds of a plan that are printed, the first and the last ones."""
+
+
 def mlflow_command(uri: str) -> str:
     """Return the command that opens MLflow on `uri`, with the path of `mlflow` where a shell would not find it."""
     installed = Path(sysconfig.get_path("scripts")) / "mlflow"
@@ -41,6 +45,8 @@ def print_plan(console: Console, name: str, preflight: Any) -> None:
         + _changed(preflight, plan)
         for plan in preflight.plans()
     ]
+    if len(rounds) > ROUNDS_SHOWN:
+        rounds = [*rounds[: ROUNDS_SHOWN // 2], f"... {len(rounds) - ROUNDS_SHOWN} more", *rounds[-ROUNDS_SHOWN // 2 :]]
     fields = {
         "run": run_root(config) / name,
         "dataset": f"{dataset['name']}: {splits} images of {shape}",
@@ -51,6 +57,8 @@ def print_plan(console: Console, name: str, preflight: Any) -> None:
     if preflight.searches:
         fields["strategy"] = config.search.strategy["name"]
         fields["search layers"] = "\n".join(f"{layer} {'x'.join(map(str, size))}" for layer, size in preflight.layers.items())
+        if config.rounds.examples_per_round is not None:
+            fields["window"] = f"{config.rounds.examples_per_round} images a round"
         fields["shards per round"] = f"{len(shards)} of up to {config.searcher.shard_examples} images"
         fields["evaluations per image"] = preflight.evaluations if preflight.evaluations is not None else "not stated by the strategy"
     print_table(console, fields_table(fields))

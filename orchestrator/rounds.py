@@ -13,7 +13,7 @@ from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
 from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
-from orchestrator.segments import streamed_reports
+from orchestrator.segments import pruned_before, streamed_reports
 from orchestrator.streaming import stream_rounds
 from orchestrator.work import Work, document_there
 from store import Reference, Store, layout
@@ -33,7 +33,7 @@ def run_rounds(work: Work) -> list[RoundReport]:
             if plan.search and plan.searched_round is None and initial is None:
                 initial = initial_network(work)
             report = _run_round(work, policy, plan, reports, initial)
-        _prune(work, plan.round)
+        _prune(work, plan)
         reports.append(report)
     return reports
 
@@ -108,19 +108,34 @@ def _replay(work: Work, plan: RoundPlan, report: RoundReport) -> None:
     """Bring into the journal what a crash kept out of it."""
     search = search_round(work, plan, None)
     learned = learned_by(report)
-    learn = LearnRecord(network=learned, attributes=work.store.manifest(learned).attributes, attempt=0, seconds=0.0)
+    there = plan.round >= pruned_before(work.store)
+    attributes = work.store.manifest(learned).attributes if there else {"epochs": []}
+    learn = LearnRecord(network=learned, attributes=attributes, attempt=0, seconds=0.0)
     work.log.once("round_started", plan.round, plan=plan.to_dict())
     work.log.points(plan.round, [*search.points(), *learn.points()])
     work.log.once("network_ready", plan.round, path=learned.path, digest=learned.digest)
     work.log.once("round_finished", plan.round, report=report.to_dict())
 
 
-def _prune(work: Work, round: int) -> None:
-    """Delete the checkpoints of a round that is done, and the learner's state before it, which no round goes on from any more."""
-    store = work.store
+def _prune(work: Work, plan: RoundPlan) -> None:
+    """Delete what no round goes on from any more: checkpoints, the learner's state before the round, and old rounds (`rounds.keep`)."""
+    store, round = work.store, plan.round
     folders = [layout.checkpoint_folder(round)]
     if round and work.run.config.learn.start == "continue":
         folders.append(layout.state_folder(round - 1))
+    keep = work.run.config.rounds.keep.rounds
+    if keep is not None:
+        folders += _old(work, min(round + 1 - keep, *(used for used in (plan.searched_round, plan.warm_round, round) if used is not None)))
     for folder in folders:
         for name in store.committed(folder):
-            store.delete(f"{folder}/{name}")
+            if layout.removable_round(f"{folder}/{name}") is not None or not folder.endswith("/network"):
+                store.delete(f"{folder}/{name}")
+
+
+def _old(work: Work, before: int) -> list[str]:
+    """Return the folders of the rounds below `before` that are still there, after noting that they go."""
+    there = pruned_before(work.store)
+    if before <= there:
+        return []
+    work.store.write_document(layout.PRUNED_DOCUMENT, {"before": before}, create=False)
+    return [f"{layout.round_folder(round)}/{kind}" for round in range(there, before) for kind in ("search", "epochs", "network")]

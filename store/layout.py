@@ -12,7 +12,7 @@ stream/targets/00000123-a1001                targets of window 123 of a streamed
 stream/networks/00000123-a1001               the network learned from it
 stream/states/00000123-a1001                 the learner's state after it, where a segment ends
 stream/segments/00000100.json                what is committed of a streamed run: the rounds from 100 to the next segment
-pruned.json                                  rounds below which groups of a streamed run were removed
+pruned.json                                  the round below which targets and networks were removed
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ SEGMENTS_FOLDER = "stream/segments"
 STATES_FOLDER = "stream/states"
 STREAM_FOLDERS = ("stream/targets", "stream/networks", STATES_FOLDER)
 _STREAMED = re.compile(r"stream/(?:targets|networks|states)/(\d{8,})-a\d+", re.ASCII)
+_REMOVABLE = re.compile(r"rounds/(\d{5,})/(?:search/[^/]+|epochs/[^/]+|network/learned-a\d+)", re.ASCII)
 
 
 def stream_paths(round: int, attempt: int) -> tuple[str, str, str]:
@@ -111,6 +112,12 @@ def stream_paths(round: int, attempt: int) -> tuple[str, str, str]:
 def streamed_round(path: str) -> int | None:
     """Return the round of a group of a streamed run; None for any other path."""
     match = _STREAMED.fullmatch(path)
+    return int(match[1]) if match else None
+
+
+def removable_round(path: str) -> int | None:
+    """Return the round of a group that goes when its round is old (`rounds.keep`); None for any other path."""
+    match = _STREAMED.fullmatch(path) or _REMOVABLE.fullmatch(path)
     return int(match[1]) if match else None
 
 

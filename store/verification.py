@@ -89,7 +89,7 @@ def _gaps(documents: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _expected(path: str, documents: Mapping[str, Any]) -> bool:
     """Return whether a group that a document names has to be there."""
-    round = layout.streamed_round(path)
+    round = layout.removable_round(path)
     if round is None:
         return True
     if path.startswith(f"{layout.STATES_FOLDER}/"):

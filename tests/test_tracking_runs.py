@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.journal import Journal
+from orchestrator.report import COST_METRICS
 from orchestrator.tracking import MlflowTracker, sync
 from orchestrator.tracking.connect import connect
 from orchestrator.tracking.state import STATE_NAME
@@ -180,3 +182,26 @@ def test_system_metrics_are_sampled_and_go_on_after_a_resume(tmp_path: Path, uri
             assert tracker.close(60)
     assert len(set(steps)) == len(steps)
     assert held(uri)["status"] == "KILLED"
+
+
+def test_rounds_of_windows_have_no_children_and_sampled_curves(tmp_path: Path, uri: str) -> None:
+    config = {**CONFIG, "rounds": {"count": 1200, "examples_per_round": 25}}
+    (tmp_path / "run").mkdir()
+    with Journal(tmp_path / "run") as journal:
+        begin(journal, config=config)
+        for first in (0, 600):
+            reports = [report(round) for round in range(first, first + 600)]
+            cost = [replace(each, metrics={name: each.metrics[name] for name in COST_METRICS}) for each in reports]
+            chosen = [whole if whole.round % 100 == 99 else bare for whole, bare in zip(reports, cost, strict=True)]
+            journal.append_all([("round_finished", {"round": each.round, "report": each.to_dict()}) for each in chosen])
+            waiting = {"searcher_waited_s": 1.5, "learner_waited_s": 0.5, "rounds_per_s": 20.0, "seconds_left": 3.0}
+            journal.append("stream_progress", round=first + 599, rounds=first + 600, staleness={"0": 150, "1": 450}, **waiting)
+        end(journal)
+    track(tmp_path / "run", uri)
+    state = held(uri)
+    assert (state["status"], state["children"]) == ("FINISHED", {})
+    assert [step for step, _ in state["metrics"]["test/accuracy"]] == list(range(99, 1200, 100))
+    steps = [step for step, _ in state["metrics"]["seconds/round"]]
+    assert steps == sorted({*range(0, 1200, 3), *range(99, 1200, 100)})
+    assert state["metrics"]["stream/staleness_1"] == [(599, 0.75), (1199, 0.75)]
+    assert state["metrics"]["stream/searcher_waited_s"] == [(599, 1.5), (1199, 1.5)]

@@ -12,6 +12,8 @@ from orchestrator.tables import rounds_table
 from repsearch.config import parse_config
 from repsearch.errors import ConfigError
 from repsearch.windows import Window, Windows, evaluated, windows_of
+from store import layout
+from store.verification import verify_run
 from tests.test_orchestrator_rounds import EXAMPLES, Setting
 
 
@@ -84,3 +86,18 @@ def test_reports_without_measurement_are_left_out_of_the_table(tmp_path: Path) -
     reports = setting.open()
     assert [report.round for report in measured(reports)] == [1, 3]
     assert rounds_table(reports, []).row_count == 2
+
+
+def test_old_rounds_are_removed_and_not_missed(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, count=4, keep={"rounds": 2})
+    reports = setting.open()
+    store = setting.store
+    assert [len(store.committed(layout.search_folder(round))) for round in range(4)] == [0, 0, 3, 3]
+    assert store.committed(layout.network_folder(0)) == ["initial"]
+    assert [store.committed(layout.network_folder(round)) for round in (1, 2, 3)] == [[], ["learned-a1"], ["learned-a1"]]
+    assert store.read_document(layout.PRUNED_DOCUMENT) == {"before": 2}
+    assert setting.open() == reports
+    setting.store.write_document(layout.RUN_DOCUMENT, setting.run.document(), create=True)
+    assert verify_run(store) == []
+    setting.forget(reports[2].learned["path"])
+    assert [finding.path for finding in verify_run(store)] == [reports[2].learned["path"]]

@@ -118,12 +118,13 @@ class Mirror:
             if kind == "round_finished":
                 self.story.curves.pop(record["round"], None)
             return
-        if kind != "point":
-            # Points are logged in batches; what follows them may end the run that they belong to.
+        # Points, and rounds of one window, are logged in batches; what follows points may end the run that they belong to.
+        batched = kind == "point" or (kind == "round_finished" and self.story.windowed)
+        if not batched:
             self._save_progress()
         self._apply[kind](record)
         self._reached = record["n"]
-        if kind != "point":
+        if not batched:
             self._save_progress()
 
     def _save_progress(self) -> None:
