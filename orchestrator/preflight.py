@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from repsearch.windows import Window, evaluated, windows_of
 
 if TYPE_CHECKING:
     from repsearch.datasets.base import Data
+    from repsearch.networks.base import SearchableNetwork
 
 Shape = tuple[int, ...]
 _LIBRARIES = ("torch", "torchvision", "numpy", "zarr", "mlflow", "grpcio", "protobuf", "pydantic")
@@ -75,8 +76,7 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     data = data or _load(config)
     shapes = _check_networks(config, data)
     _check_reading(config, policy, len(shapes))
-    layers, evaluations = _check_search(config, shapes, data) if policy.searches else ({}, None)
-    _check_changes(config, policy, shapes, data)
+    layers, evaluations = _check_searches(config, policy, shapes, data) if policy.searches else ({}, None)
     if config.learn.batch_size > len(data.train):
         raise ConfigError(f"learn.batch_size: {config.learn.batch_size} is more than the {len(data.train)} training examples; lower it")
     check_windows(config, len(data.train))
@@ -190,7 +190,19 @@ def _check_reading(config: RunConfig, policy: RoundPolicy, blocks: int) -> None:
         )
 
 
-def _check_search(config: RunConfig, shapes: tuple[Shape, ...], data: Data) -> tuple[dict[str, Shape], int | None]:
+def _check_searches(config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, ...], data: Data) -> tuple[dict[str, Shape], int | None]:
+    """Check the run's search and every other one that a round may have; return the layers and evaluations of the run's."""
+    from repsearch.search_memory import networks_searched
+
+    networks = networks_searched(config, data)
+    found = _check_search(config, shapes, data, networks)
+    _check_changes(config, policy, shapes, data, networks)
+    return found
+
+
+def _check_search(
+    config: RunConfig, shapes: tuple[Shape, ...], data: Data, networks: Sequence[SearchableNetwork]
+) -> tuple[dict[str, Shape], int | None]:
     from repsearch.networks import layer_name
     from repsearch.search_memory import tile_of
 
@@ -205,7 +217,7 @@ def _check_search(config: RunConfig, shapes: tuple[Shape, ...], data: Data) -> t
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
-    tile_of(config, data, strategy)
+    tile_of(config, data, strategy, networks)
     return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, _evaluations(config)
 
 
@@ -220,7 +232,9 @@ def _evaluations(config: RunConfig) -> int:
     return counted
 
 
-def _check_changes(config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, ...], data: Data) -> None:
+def _check_changes(
+    config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, ...], data: Data, networks: Sequence[SearchableNetwork]
+) -> None:
     """Check every search that a round may have as that of the run was checked."""
     checked: list[Mapping[str, Any]] = [{}]
     for plan in planned(policy, config, len(data.train)):
@@ -233,7 +247,7 @@ def _check_changes(config: RunConfig, policy: RoundPolicy, shapes: tuple[Shape, 
                 _check_objective(own, policy)
                 _check_targets(own)
                 _check_reading(own, policy, len(shapes))
-                _check_search(own, shapes, data)
+                _check_search(own, shapes, data, networks)
             except ConfigError as error:
                 raise ConfigError(f"round {each.round}, with {json.dumps(each.changes)}: {error}") from None
 

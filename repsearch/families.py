@@ -67,6 +67,9 @@ class Family:
         return {"name": table["name"], **_adapter(type(member)).dump_python(member, mode="json")}
 
 
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
+
 def _outside(point: EntryPoint, at: str) -> type[Any]:
     package = point.dist.name if point.dist else "an installed package"
     try:
@@ -81,9 +84,12 @@ def _outside(point: EntryPoint, at: str) -> type[Any]:
 
 
 def _adapter(member: type[Any]) -> TypeAdapter[Any]:
+    # Kept, since making one takes longer than all it is used for.
+    if member in _ADAPTERS:
+        return _ADAPTERS[member]
     # Plug-ins are standard dataclasses, so that they need no pydantic; unknown keys are refused here for all of them.
     member.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False, "strict": True}
-    return TypeAdapter(member)
+    return _ADAPTERS.setdefault(member, TypeAdapter(member))
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -56,12 +56,13 @@ class SearchMemory:
         return max(0, (budget - self.fixed) // self.per_example)
 
 
-def tile_of(config: RunConfig, data: Data, strategy: Any) -> int:
+def tile_of(config: RunConfig, data: Data, strategy: Any, networks: Sequence[SearchableNetwork] | None = None) -> int:
     """Return the images per tile that `config` asks for, or the power of two that its memory budget leaves room for.
 
+    networks: `networks_searched`, for who asks more than once.
     Raises `ConfigError` naming need and budget if that does not fit, and naming the layer if the network above one does not run.
     """
-    memory, budget, wanted = search_memory(config, data, strategy), config.search.memory_mb * MB, config.search.micro_batch
+    memory, budget, wanted = search_memory(config, data, strategy, networks), config.search.memory_mb * MB, config.search.micro_batch
     least = 1 if wanted == "auto" else wanted
     if memory.need(least) > budget:
         images = "one image" if least == 1 else f"search.micro_batch = {least} images"
@@ -74,13 +75,18 @@ def tile_of(config: RunConfig, data: Data, strategy: Any) -> int:
     return wanted
 
 
-def search_memory(config: RunConfig, data: Data, strategy: Any) -> SearchMemory:
-    """Return what searching takes, of round 0's network or of a learned one, whichever is more: all rounds have the same tile."""
+def networks_searched(config: RunConfig, data: Data) -> list[SearchableNetwork]:
+    """Return a network as round 0 searches it, and one as later rounds do where those are of another kind."""
     tables = [config.search_network()]
     # A learned network whose results depend on the batch is never searched.
     if config.network != tables[0] and not depends_on_batch(NETWORKS.build(config.network, at="network")):
         tables.append(config.network)
-    networks = [build_network(table, data, seed=config.run.seed, purpose="searched") for table in tables]
+    return [build_network(table, data, seed=config.run.seed, purpose="searched") for table in tables]
+
+
+def search_memory(config: RunConfig, data: Data, strategy: Any, networks: Sequence[SearchableNetwork] | None = None) -> SearchMemory:
+    """Return what searching takes, of round 0's network or of a learned one, whichever is more: all rounds have the same tile."""
+    networks = networks or networks_searched(config, data)
     layers = [layer_number(layer, networks[0].logits_layer) for layer in config.search.layers]
     search = config.search
     needs = [
