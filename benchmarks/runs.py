@@ -19,6 +19,7 @@ import psutil
 
 from orchestrator.rounds import load_reports
 from store import open_store
+from store.layout import RUN_DOCUMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,20 +43,37 @@ class Run:
 
 def run_config(config: str, *, root: Path, name: str, seed: int, overrides: Sequence[str] = ()) -> Run:
     """Return the finished run of `configs/<config>.toml`; raises `RuntimeError` with the output if it fails."""
-    settings = [f"run.root={root}", f"run.seed={seed}", *overrides]
-    command = [sys.executable, "-m", "orchestrator", "run", str(ROOT / "configs" / f"{config}.toml"), "--name", name]
-    for setting in settings:
-        command += ["--set", setting]
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = _started(_run_command(config, root, name, [f"run.seed={seed}", *overrides]))
     memory = PeakMemory(process.pid)
-    output, _ = process.communicate()
+    _ended(process)
     seconds = time.monotonic() - begin
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
     baseline = root / f"{name}-baseline"
     rounds_of_baseline = reports(baseline) if baseline.exists() else []
     return Run(name, seed, reports(root / name), rounds_of_baseline[-1] if rounds_of_baseline else None, seconds, memory.stop())
+
+
+def run_or_resume(config: str, *, root: Path, name: str, overrides: Sequence[str]) -> None:
+    """Run `configs/<config>.toml` to its end; a run that is there goes on from what it committed, and a finished one stays as it is."""
+    resume = [sys.executable, "-m", "orchestrator", "resume", str(root / name)]
+    _ended(_started(resume if (root / name / RUN_DOCUMENT).exists() else _run_command(config, root, name, overrides)))
+
+
+def _run_command(config: str, root: Path, name: str, overrides: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "orchestrator", "run", str(ROOT / "configs" / f"{config}.toml"), "--name", name]
+    for setting in (f"run.root={root}", *overrides):
+        command += ["--set", setting]
+    return command
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.returncode}:\n{output}")  # type: ignore[arg-type]
 
 
 def reports(folder: Path) -> list[dict[str, float]]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.code_search import ROWS, curve, settings_of
 from orchestrator.policies import RoundPlan, make_policy, reason_of
 from orchestrator.policies.genomes import Genome
 from orchestrator.policies.proposals import Method, Space, distribution_mean, proposed
+from orchestrator.preflight import planned
 from orchestrator.report import FITNESS_METRICS, ROUND_METRICS, RoundReport
 from orchestrator.tables import rounds_table
-from repsearch.config import RunConfig, parse_config
+from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import ConfigError
 from store import open_store
 from tests.orchestrator_runs import complete, learned, orchestrator
@@ -211,6 +213,31 @@ def test_a_search_of_codes_that_cannot_be_is_refused(fields: dict[str, Any], mes
     with pytest.raises(ConfigError, match=message):
         config = config_of(**fields)
         make_policy(config).check(config)
+
+
+def test_the_comparison_costs_every_row_the_same() -> None:
+    overrides = ["dataset.root=nowhere"]
+    path = Path(__file__).parent.parent / "configs/mnist-code-search.toml"
+    config = load_config(path, overrides)
+    examples = {}
+    for name in ROWS:
+        row = load_config(path, [*overrides, *settings_of(name, config)])
+        plans = planned(make_policy(row), row, row.dataset["train"])
+        examples[name] = sum(plan.epochs for plan in plans) * row.dataset["train"]
+    cost = examples["search"]
+    assert cost == (2 + 32 * 2 + 12) * 2000
+    assert examples["genetic"] == examples["random"] == examples["one code"] == cost
+    assert cost <= examples["more images"] < cost + 3000
+    assert examples["plain"] == 12 * 2000
+
+
+def test_a_curve_has_every_generation() -> None:
+    config = config_of()
+    _, reports = run(config)
+    points = curve(reports, config)
+    assert [point["generation"] for point in points] == [0, 1, 2]
+    assert points[1]["best"] == max(report.metrics["fitness/accuracy"] for report in reports[5:9])
+    assert points[2]["best_so_far"] == max(report.metrics["fitness/accuracy"] for report in reports[1:13])
 
 
 CONFIG = """
