@@ -226,7 +226,7 @@ def _evaluations(config: RunConfig) -> int:
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     searches = 1 if strategy.traits.several else config.search.searches_per_example
     counted: int = searches * sum(strategy.evaluations(position) for position in range(len(config.search.layers)))
-    if strategy.traits.chooses and strategy.traits.measured and (config.search.step or config.search.nudge):
+    if strategy.traits.chooses and strategy.traits.measured and config.search.mixes:
         # A mixed target is another representation than what was evaluated.
         counted += config.search.searches_per_example * len(config.search.layers)
     return counted

@@ -97,7 +97,7 @@ def search_memory(config: RunConfig, data: Data, strategy: Any, networks: Sequen
             data.input_shape,
             searches=search.searches_per_example,
             chained=search.below == "found",
-            mixed=search.step is not None or search.nudge is not None,
+            mixed=search.mixes,
         )
         for network in networks
     ]

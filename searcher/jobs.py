@@ -97,17 +97,19 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         from_network=trained and config.search.start == "network",
         micro_batch=_tile(config.model_dump_json(), data.digest),
         chained=config.search.below == "found",
-        mix=_mix(config.search),
+        mix=mix_of(config.search),
         searches=config.search.searches_per_example,
         compiled=config.search.compiled,
     )
 
 
-def _mix(search: SearchConfig) -> Mix | None:
+def mix_of(search: SearchConfig) -> Mix | None:
     """Return how targets are mixed with the network's own representation."""
-    if search.step is not None:
-        return Mix("step", search.step, search.relative)
-    return Mix("nudge", search.nudge, search.relative) if search.nudge is not None else None
+    if not search.mixes:
+        return None
+    if search.nudge is not None:
+        return Mix("nudge", search.nudge, search.relative)
+    return Mix("step", 1.0 if search.step is None else search.step, search.relative)
 
 
 @lru_cache(maxsize=8)

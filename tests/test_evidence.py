@@ -58,9 +58,9 @@ class FakeWorkers:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """A table of two rows, whose trials Optuna chooses and no worker runs."""
-    rows = list(find_table("table1").rows(find_scale("cpu", "mnist")))
+    rows = list(find_table("table1").rows(find_scale("cpu", "mnist"), 300))
     chosen = [rows[0], rows[4]]
-    monkeypatch.setitem(TABLES, "table1", EvidenceTable("Two methods", lambda scale: chosen))
+    monkeypatch.setitem(TABLES, "table1", EvidenceTable("Two methods", lambda scale, images: chosen))
     return chosen
 
 

@@ -14,6 +14,7 @@ from repsearch.errors import ConfigError
 from repsearch.families import STRATEGIES
 from repsearch.networks import SearchableNetwork
 from searcher.evaluation_network import evaluation_network
+from searcher.jobs import mix_of
 from searcher.mixing import Mix
 from searcher.search import SearchPlan, SearchResult, evaluate, search_examples
 from searcher.starting import run_layers, search_form
@@ -61,9 +62,17 @@ def test_a_relative_target_is_the_way_from_the_own_representation(data: Data, ne
     assert torch.equal(relative.after_NL, absolute.after_NL)
 
 
-def test_relative_needs_a_way(data: Data) -> None:
-    with pytest.raises(ConfigError, match=r"search.*relative.*nudge = 0\.3"):
-        parse_config({"search": {"relative": True}})
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"step": 0.5}, Mix("step", 0.5)),
+        ({"nudge": 0.3, "relative": True}, Mix("nudge", 0.3, relative=True)),
+        ({"relative": True}, Mix("step", 1.0, relative=True)),
+    ],
+)
+def test_fields_say_how_targets_are_mixed(fields: dict[str, Any], expected: Mix | None) -> None:
+    assert mix_of(parse_config({"search": fields}).search) == expected
 
 
 def test_a_nudge_has_its_length_whatever_was_found_and_a_step_its_share() -> None:

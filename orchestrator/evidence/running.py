@@ -79,7 +79,7 @@ class Plan:
         self.table: EvidenceTable = find_table(order.table)
         self.scale: Scale = find_scale(order.scale, order.dataset)
         self.images = self.scale.images[0] if order.images is None else order.images
-        self.all_rows = list(self.table.rows(self.scale))
+        self.all_rows = list(self.table.rows(self.scale, self.images))
         self.rows = _chosen(self.all_rows, order.only)
         stem = f"{order.table}-{order.dataset}-{self.images}" + ("" if order.scale == "cpu" else f"-{order.scale}")
         self.folder = order.root.expanduser().absolute() / stem

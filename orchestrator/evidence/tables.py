@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.evidence.loop import loop_rows
 from orchestrator.evidence.rows import (
     BASELINE,
     BLURRED_GRADIENT,
@@ -26,20 +27,20 @@ from repsearch.families import nearest
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """A table: what it shows, and its rows on a scale."""
+    """A table: what it shows, and its rows on a scale, for a number of training images."""
 
     title: str
-    rows: Callable[[Scale], Sequence[Row]]
+    rows: Callable[[Scale, int], Sequence[Row]]
 
 
-def _methods(scale: Scale) -> list[Row]:
+def _methods(scale: Scale, images: int) -> list[Row]:
     return [BASELINE, EVOLUTION, EVOLUTION_STRATEGY, NONE, CLASS_CODE, MIXED_CODE, GRADIENT, BLURRED_GRADIENT]
 
 
 ALL_BLOCKS, SKIP_FIRST = {"learn.objective.layers": [0, 1, 2]}, {"learn.objective.layers": [1, 2]}
 
 
-def _augmented(scale: Scale) -> list[Row]:
+def _augmented(scale: Scale, images: int) -> list[Row]:
     searched = [
         replace(row, name=f"{row.name}, {what}", method=row.name, settings={**row.settings, **blocks}, space={})
         for row in (EVOLUTION, EVOLUTION_STRATEGY, CLASS_CODE)
@@ -51,12 +52,12 @@ def _augmented(scale: Scale) -> list[Row]:
 NOISES = (0.0, 0.2, 0.4)
 
 
-def _noisy(scale: Scale) -> list[Row]:
+def _noisy(scale: Scale, images: int) -> list[Row]:
     methods = (BASELINE, LABEL_SMOOTHING, GENERALISED, EARLY_STOPPING, CLASS_CODE, EVOLUTION, EVOLUTION_STRATEGY)
     return [row.within(f"{noise:.0%} wrong", {"dataset.label_noise": noise}) for noise in NOISES for row in methods]
 
 
-def _ablations(scale: Scale) -> list[Row]:
+def _ablations(scale: Scale, images: int) -> list[Row]:
     base = replace(EVOLUTION, space={}, method=EVOLUTION.name)
 
     def one(group: str, name: str, *, fixed: tuple[str, ...] = (), x: str = "", **settings: object) -> Row:
@@ -97,6 +98,7 @@ TABLES: dict[str, EvidenceTable] = {
     "table2": EvidenceTable("Methods with augmentation", _augmented),
     "table2b": EvidenceTable("Methods with wrong labels", _noisy),
     "table3": EvidenceTable("Ablations of one-shot evolution", _ablations),
+    "loop": EvidenceTable("The loop", loop_rows),
 }
 
 

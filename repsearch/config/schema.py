@@ -46,7 +46,7 @@ class SearchConfig(Section):
     """Targets that lie a fixed way from the network's own representation h, whatever the fitness: h + nudge * rms(h) * d, normalised,
     where d is found - h brought to a root mean square of 1. None: what was found."""
     relative: bool = False
-    """With `step` or `nudge`: what is stored for a block is the way from the network's own representation to the target, and the learner
+    """What is stored for a block is the way from the network's own representation to the target, and the learner
     adds it to its own output, without gradient. A target then stays as far ahead where the learner is rounds ahead of the network
     searched, or normalises by a batch's statistics. Logits stay targets."""
     network: PluginTable = Field(default_factory=dict)
@@ -78,12 +78,15 @@ class SearchConfig(Section):
             raise ValueError(f"layer {twice[0]!r} is given twice; name each search layer once")
         return layers
 
+    @property
+    def mixes(self) -> bool:
+        """Whether targets refer to the network's own representation."""
+        return self.step is not None or self.nudge is not None or self.relative
+
     @model_validator(mode="after")
     def _one_mix(self) -> Self:
         if self.step is not None and self.nudge is not None:
             raise ValueError(f"step {self.step} and nudge {self.nudge} are two ways to mix a target; leave one of them out")
-        if self.relative and self.step is None and self.nudge is None:
-            raise ValueError("relative is of use with a step or a nudge from the own representation; set one of them, such as nudge = 0.3")
         return self
 
 

@@ -1,0 +1,81 @@
+"""Rows of the table about the loop: search on the network as it is now, window by window, beside what needs no search.
+
+Streamed rows differ in how a window's targets are found, and in nothing else: the way goes from the network's own representation, its
+length is chosen on validation, and blocks are searched independently of one another. Epochs are those of the other rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.evidence.rows import BASELINE, CLASS_CODE, EVOLUTION, MIXED_CODE, Row
+from orchestrator.evidence.scales import Scale
+
+WINDOW = 125
+"""Examples of a window: those of a batch."""
+NUDGES = {"search.nudge": [0.3, 1.0]}
+_BLUR = {1: 1, 2: 1}
+
+
+def loop_rows(scale: Scale, images: int) -> list[Row]:
+    """Return the rows for `images` training images."""
+    epochs, windows = scale.base["learn"]["epochs"], math.ceil(images / WINDOW)
+    both, last = (1, 2), (2,)
+
+    def streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any]) -> Row:
+        rounds = {"policy": {"name": "streaming", "max_staleness": 1}, "count": epochs * windows, "examples_per_round": WINDOW}
+        # Figures stay; targets of a window are of no use once it is learned.
+        return Row(
+            name=f"streaming, {name}", settings={**_looped(layers, strategy), "rounds": {**rounds, "keep": {"rounds": 50}}}, space=NUDGES
+        )
+
+    closed = {"policy": "closed_loop", "count": epochs}
+    return [
+        replace(BASELINE, space={"learn.objective.label_smoothing": [0.0, 0.1]}),
+        replace(EVOLUTION, name="one-shot, evolution"),
+        replace(CLASS_CODE, name="one-shot, class code"),
+        replace(MIXED_CODE, name="one-shot, class code mixed"),
+        Row(name="closed loop, evolution strategy", settings={**_looped(both, _strategy(both, 16)), "rounds": closed}, space=NUDGES),
+        streamed("evolution strategy", both, _strategy(both, 16)),
+        streamed("evolution strategy, last block", last, _strategy(last, 32)),
+        streamed("class code", both, _code(both)),
+        streamed("class code, last block", last, _code(last)),
+        streamed("gradient", both, _gradient(both, blurred=False)),
+        streamed("gradient, blurred", both, _gradient(both, blurred=True)),
+    ]
+
+
+def _looped(layers: Sequence[int], strategy: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "network.batchnorm_momentum": 0.6,
+        "search.layers": list(layers),
+        "search.start": "network",
+        "search.below": "own",
+        "search.relative": True,
+        "search.strategy": dict(strategy),
+        "learn.start": "continue",
+        "learn.epochs": 1,
+    }
+
+
+def _strategy(layers: Sequence[int], pairs: int) -> dict[str, Any]:
+    return {
+        "name": "evolution_strategy",
+        "pairs": pairs,
+        "generations": [1] * len(layers),
+        "sigma": [0.3] * len(layers),
+        "step": [0.3] * len(layers),
+        "blur_passes": [_BLUR[layer] for layer in layers],
+    }
+
+
+def _code(layers: Sequence[int]) -> dict[str, Any]:
+    return {"name": "class_code", "blur_passes": [_BLUR[layer] for layer in layers]}
+
+
+def _gradient(layers: Sequence[int], *, blurred: bool) -> dict[str, Any]:
+    blur = [_BLUR[layer] if blurred else 0 for layer in layers]
+    return {"name": "gradient", "steps": [1] * len(layers), "step": [0.3] * len(layers), "blur_passes": blur}
