@@ -5,6 +5,8 @@ Shapes: T examples; P candidates; X a representation's own shape.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,19 +14,29 @@ from torch import Tensor
 from repsearch.errors import NumericalError
 from repsearch.networks.base import SearchableNetwork
 
+Precision = Literal["float32", "bfloat16"]
 
-def evaluate(network: SearchableNetwork, layer: int, candidates_TPX: Tensor, labels_T: Tensor) -> Tensor:
+
+def logits_of(network: SearchableNetwork, layer: int, candidates_NX: Tensor, precision: Precision) -> Tensor:
+    """Return the logits (N, K) of candidates at `layer`, float32; `bfloat16`: computed under torch's autocast."""
+    with torch.autocast(candidates_NX.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return network.run_from(layer, candidates_NX).float()
+
+
+def evaluate(network: SearchableNetwork, layer: int, candidates_TPX: Tensor, labels_T: Tensor, precision: Precision = "float32") -> Tensor:
     """Return the fitness (T, P) of candidates at `layer`; equals log p(correct)."""
     T, P = candidates_TPX.shape[:2]
-    logits = network.run_from(layer, candidates_TPX.flatten(0, 1))
+    logits = logits_of(network, layer, candidates_TPX.flatten(0, 1), precision)
     return -F.cross_entropy(logits, labels_T.repeat_interleave(P), reduction="none").view(T, P)
 
 
-def evaluate_with_gradient(network: SearchableNetwork, layer: int, candidates_TPX: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_with_gradient(
+    network: SearchableNetwork, layer: int, candidates_TPX: Tensor, labels_T: Tensor, precision: Precision = "float32"
+) -> tuple[Tensor, Tensor]:
     """Return the fitness (T, P) and its gradient with respect to each candidate (T, P, ...)."""
     with torch.enable_grad():
         leaf = candidates_TPX.detach().requires_grad_()
-        fitness_TP = evaluate(network, layer, leaf, labels_T)
+        fitness_TP = evaluate(network, layer, leaf, labels_T, precision)
         (gradient,) = torch.autograd.grad(fitness_TP.sum(), leaf)
     return fitness_TP.detach(), gradient
 

@@ -100,6 +100,7 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         mix=mix_of(config.search),
         searches=config.search.searches_per_example,
         compiled=config.search.compiled,
+        precision=config.search.precision,
     )
 
 

@@ -91,7 +91,8 @@ def search_layer(
     """
     strategy, number = plan.strategy, plan.layers[position]
     layer = layer_of(plan, network, position, starts_WTSX.device)
-    compiled = compiled_search(strategy, network, number, layer) if plan.compiled else None
+    whole = plan.compiled and plan.precision == "float32"
+    compiled = compiled_search(strategy, network, number, layer) if whole else None
     if compiled is not None:
         name = layer_name(number, network.logits_layer)
         result = _by_loops(compiled, plan, starts_WTSX, group, replicate, name, on_generation)
@@ -102,8 +103,8 @@ def search_layer(
     if plan.mix is not None:
         result = _mixed(plan.mix, network, number, starts_WTSX[:, :, 0], result)
     if plan.mix is not None or not strategy.traits.measured:
-        W = len(group.index_WT)
-        result.fitness[-1] = torch.stack([evaluate(network, number, result.targets_WTRX[w], group.labels_WT[w]) for w in range(W)])
+        tiles = zip(result.targets_WTRX, group.labels_WT, strict=True)
+        result.fitness[-1] = torch.stack([evaluate(network, number, found, labels, plan.precision) for found, labels in tiles])
         result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
     if plan.mix is not None and plan.mix.relative and layer.kind == "block":
         result = replace(result, targets_WTRX=result.targets_WTRX - starts_WTSX[:, :, :1])
@@ -189,7 +190,7 @@ def _by_tiles(
     for tile, index_T in enumerate(group.index_WT):
         starts_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
         keys_T = plan.search_keys(index_T, replicate, layer.position)
-        search = tile_search(strategy, network, number, layer, starts_TSGM, group.labels_WT[tile], keys_T)
+        search = tile_search(strategy, network, number, layer, starts_TSGM, group.labels_WT[tile], keys_T, plan.precision)
         history = []
         for generation in range(strategy.generations_at(layer.position) + 1):
             told = search.generation(generation)
@@ -230,10 +231,10 @@ def _by_tensors(
             candidates_TPX = candidates_TPGM.view(T, -1, *layer.shape)
             gradient_TPGM = None
             if strategy.traits.needs_gradient:
-                fitness_TP, gradient = evaluate_with_gradient(network, number, candidates_TPX, labels_T)
+                fitness_TP, gradient = evaluate_with_gradient(network, number, candidates_TPX, labels_T, plan.precision)
                 gradient_TPGM = gradient.view_as(candidates_TPGM)
             else:
-                fitness_TP = evaluate(network, number, candidates_TPX, labels_T)
+                fitness_TP = evaluate(network, number, candidates_TPX, labels_T, plan.precision)
             name = layer_name(number, network.logits_layer)
             require_finite(fitness_TP, group.index_WT[tile_T, slot_T], pack.source_T < W, name, generation)
             state = strategy.tell(pack.state, candidates_TPGM, fitness_TP, gradient_TPGM)

@@ -12,6 +12,7 @@ from torch import Tensor
 from repsearch.datasets.base import Split
 from repsearch.search_memory import GROUP_TILES
 from repsearch.seeding import keys_of, seed_of
+from searcher.evaluating import Precision
 from searcher.mixing import Mix
 from searcher.strategies.base import SearchStrategy
 
@@ -25,6 +26,7 @@ class SearchPlan:
     chained: a layer stands on what was found at the layer before; else every layer starts from the network's own representation.
     mix: how targets are mixed with the network's own representation; None: they are what was found.
     searches: results per example.
+    precision: of the forward passes above a searched layer.
     compiled: use compiled loops where there are some for strategy, network and device (`searcher.compiled`).
     """
 
@@ -39,6 +41,7 @@ class SearchPlan:
     mix: Mix | None = None
     searches: int = 1
     compiled: bool = True
+    precision: Precision = "float32"
 
     def keys(self, index_T: Tensor, replicate: int, purpose: str, *parts: int) -> Tensor:
         """Return a key per example for `purpose`; independent searches of an example (`replicate` from 0) have their own."""

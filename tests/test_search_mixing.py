@@ -143,6 +143,6 @@ def test_digests_of_configurations_that_mix_nothing_are_those_before_there_were_
     config = parse_config({"search": {"strategy": "evolution_strategy"}})
     assert search_digest(config) == "86a03606d987f905590b381223fd165354d72c930a22faab227bdcd1aaa2d7e9"
     assert learn_digest(config) == "c1463b886a150416a4acb3b80e04894cbf5288091ba1e07d26f80fafcdf67851"
-    others = [{"nudge": 0.3}, {"step": 0.3}, {"below": "own"}]
+    others = [{"nudge": 0.3}, {"step": 0.3}, {"below": "own"}, {"precision": "bfloat16"}]
     digests = {search_digest(parse_config({"search": {"strategy": "evolution_strategy", **other}})) for other in others}
-    assert len(digests | {search_digest(config)}) == 4
+    assert len(digests | {search_digest(config)}) == 5

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from repsearch.config import parse_config
 from repsearch.datasets.base import Data
+from repsearch.errors import ConfigError
 from repsearch.families import STRATEGIES
 from repsearch.networks import SearchableNetwork
 from repsearch.networks.convnet import halve
+from searcher.compiled import tiles
 from searcher.compiled.tiles import tiled
+from searcher.evaluating import evaluate
 from searcher.evaluation_network import FoldedGroup, channels_last, evaluation_network
 from searcher.layer_search import layer_of
 from searcher.plan import SearchPlan
@@ -175,3 +179,35 @@ def test_the_part_below_runs_once_and_only_as_far_as_layers_are_asked_for(
     # The last evaluation of a layer, of the mean alone, runs the layers above it.
     above = [layer for searched in range(blocks) for layer in range(searched + 1, blocks)]
     assert sorted(own) == sorted([*range(blocks), *above] * 2)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("choice", ["evolution", "pairs"])
+def test_bfloat16_evaluates_nearly_the_same(choice: str, compiled: bool, network: SearchableNetwork, data: Data) -> None:
+    plan = plan_of(choice, compiled=compiled, precision="bfloat16")
+    searched = evaluation_network(network)
+    candidates, labels = torch.randn(4, 6, *network.layer_shape(0)), torch.arange(4)
+    with torch.no_grad():
+        half, full = (evaluate(searched, 0, candidates, labels, precision) for precision in ("bfloat16", "float32"))
+    assert not torch.equal(half, full) and torch.allclose(half, full, atol=0.1)
+    result = search(plan, network, data)
+    with torch.no_grad():
+        fitness = evaluate(searched, 0, result.targets[0][:, None], data.train.labels[:19])[:, 0]
+    assert torch.allclose(fitness, result.after_NL[:, 0], atol=0.2)
+    assert result.after_NL.mean() > result.before_NL.mean()
+    assert all(target.dtype == torch.float32 for target in result.targets)
+
+
+@pytest.mark.parametrize("choice", ["evolution", "pairs"])
+def test_forward_passes_in_pieces_find_the_same(
+    choice: str, network: SearchableNetwork, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = search(plan_of(choice), network, data)
+    monkeypatch.setattr(tiles, "AT_A_TIME", 20 * 9 * 36 * 4)
+    pieces = search(plan_of(choice), network, data)
+    assert all(torch.allclose(one, other, atol=ROUNDING) for one, other in zip(pieces.targets, whole.targets, strict=True))
+
+
+def test_a_precision_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"search.precision: should be 'float32' or 'bfloat16' \(given: 'float16'\)"):
+        parse_config({"search": {"precision": "float16"}})

@@ -67,6 +67,9 @@ class SearchConfig(Section):
     """Search by compiled loops where there are some, on a CPU: `evolution`, whole where the part of the network above mixes channels in the
     head only; `evolution` and `evolution_strategy`, between forward passes, on any other network while no image may stop early.
     Other searches, and all of them with `false`, are done by tensor operations; the two differ in the last bits."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass above a searched layer (`bfloat16`: torch's autocast); candidates, targets and fitness stay float32.
+    Tested on CPU; bfloat16 has not been run on a GPU."""
     kernels: bool = False
     """Make evolution's children by fused Triton kernels, on a GPU. They have never run on a real one, so they are off by default."""
 

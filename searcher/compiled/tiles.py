@@ -9,6 +9,7 @@ Shapes: `searcher.strategies.base`; T images; E candidates evaluated together; X
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from repsearch.networks.base import SearchableNetwork
+from searcher.evaluating import Precision, logits_of
 from searcher.evaluation_network import channels_last
 from searcher.strategies.base import Best, SearchLayer, SearchStrategy
 from searcher.strategies.evolution import Evolution, EvolutionState
@@ -36,6 +38,10 @@ class Told:
     best_TR: Tensor
 
 
+AT_A_TIME = 16 * 2**20
+"""Bytes of candidates that a forward pass takes: more are no faster, and leave the processor's caches."""
+
+
 class TileSearch(Protocol):
     """The search of a layer for a tile of images."""
 
@@ -51,8 +57,8 @@ class TileSearch(Protocol):
 class Evaluation:
     """Candidates of a tile where the network reads them, and their fitness."""
 
-    def __init__(self, network: SearchableNetwork, number: int, layer: SearchLayer, labels_T: Tensor) -> None:
-        self._network, self._number, self._shape = network, number, layer.shape
+    def __init__(self, network: SearchableNetwork, number: int, layer: SearchLayer, labels_T: Tensor, precision: Precision) -> None:
+        self._network, self._number, self._shape, self._precision = network, number, layer.shape, precision
         self.last = layer.is_map and channels_last(layer.shape)
         self._labels_T = labels_T.numpy()
         self._rooms: dict[int, Tensor] = {}
@@ -74,8 +80,12 @@ class Evaluation:
 
     def logits(self, count: int) -> np.ndarray:
         """Return the logits (T, count, K) of the candidates in the room of `count`."""
-        logits = self._network.run_from(self._number, self.candidates(count).flatten(0, 1))
-        logits_TPK: np.ndarray = logits.contiguous().view(len(self._labels_T), count, -1).numpy()
+        candidates_NX = self.candidates(count).flatten(0, 1)
+        rows = max(1, AT_A_TIME // (candidates_NX[0].numel() * candidates_NX.element_size()))
+        pieces = math.ceil(len(candidates_NX) / rows)
+        parts = [logits_of(self._network, self._number, piece, self._precision) for piece in torch.chunk(candidates_NX, pieces)]
+        logits = torch.cat(parts)
+        logits_TPK: np.ndarray = logits.view(len(self._labels_T), count, -1).numpy()
         return logits_TPK
 
     @property
@@ -213,10 +223,11 @@ def tile_search(
     starts_TSGM: Tensor,
     labels_T: Tensor,
     keys_T: Tensor,
+    precision: Precision = "float32",
 ) -> TileSearch:
     """Return the search of layer `number` of `network`, from `evaluation_network`, for a tile; only where it is `tiled`."""
     state = strategy.init(starts_TSGM, layer=layer, labels_B=labels_T, keys_B=keys_T)
-    evaluation = Evaluation(network, number, layer, labels_T)
+    evaluation = Evaluation(network, number, layer, labels_T, precision)
     if isinstance(strategy, Evolution):
         return TileEvolution(strategy, evaluation, state)
     assert isinstance(strategy, EvolutionStrategy)
