@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.code_search import ROWS, curve, settings_of
+from orchestrator.analysing.subjects import _warm_round
+from orchestrator.journal import Journal
 from orchestrator.policies import RoundPlan, make_policy, reason_of
 from orchestrator.policies.genomes import Genome
 from orchestrator.policies.proposals import Method, Space, distribution_mean, proposed
@@ -175,6 +178,15 @@ def test_the_mean_of_the_distribution_can_be_the_result() -> None:
 
 def test_cross_entropy_is_minimised() -> None:
     assert run(config_of(fitness="cross_entropy"))[0] == run(config_of(fitness="accuracy"))[0]
+
+
+def test_an_analysis_knows_that_the_last_round_went_on_from_the_warm_start(tmp_path: Path) -> None:
+    config = config_of(learn={"start": "warm"})
+    with Journal(tmp_path) as journal:
+        for plan in run(config)[0]:
+            journal.append("round_started", round=plan.round, plan=plan.to_dict())
+    found: Any = SimpleNamespace(folder=tmp_path, config=config)
+    assert [_warm_round(found, number) for number in (0, 1, 12, 13)] == [None, 0, 0, 0]
 
 
 def test_fitness_is_a_column_of_the_table_of_rounds() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.execution import is_finished, resume_command
+from orchestrator.journal import read_journal
 from orchestrator.report import RoundReport
 from orchestrator.rounds import learned_by, load_reports
 from orchestrator.runs import BASELINE, Run, open_run
@@ -147,11 +148,19 @@ def _moments(run: Run, store: Store, reports: Sequence[RoundReport], number: int
     attributes = store.manifest(reference).attributes
     # Networks of earlier versions record neither; they kept the last epoch, and no snapshots.
     learned = Moment(int(attributes.get("kept_epoch", len(attributes["epochs"]))), reference)
-    warm = run.config.learn.start == "warm" and number > 0
-    start = Moment(0, learned_by(reports[number - 1]) if warm else None)
+    warm = _warm_round(run, number)
+    start = Moment(0, None if warm is None else learned_by(reports[warm]))
     snapshots = [Moment(int(entry["epoch"]), Reference(entry["path"], entry["digest"])) for entry in attributes.get("snapshots", ())]
     by_epoch = {moment.epoch: moment for moment in (start, *snapshots, learned)}
     return learned, [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _warm_round(run: Run, number: int) -> int | None:
+    """Return the round that round `number` went on learning from, by its plan."""
+    plans = [record["plan"] for record in read_journal(run.folder) if record["kind"] == "round_started" and record["round"] == number]
+    if plans:
+        return None if plans[0]["warm_round"] is None else int(plans[0]["warm_round"])
+    return number - 1 if number > 0 and run.config.learn.start != "fresh" else None
 
 
 def thinned(moments: Sequence[Moment], points: int) -> list[Moment]:

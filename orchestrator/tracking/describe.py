@@ -48,7 +48,7 @@ def dataset_inputs(started: Mapping[str, Any]) -> list[Any]:
     schema = TensorDatasetSchema(features=Schema([images]), targets=Schema([labels]))
     source = CodeDatasetSource(tags={"repsearch.dataset": json.dumps(started["config"].get("dataset", {}))})
     inputs = []
-    for split in ("train", "validation", "test"):
+    for split in (split for split in ("train", "validation", "test", "fitness") if split in facts):
         dataset = Dataset(
             name=f"{facts['name']}-{split}",
             digest=facts["digest"][:DIGEST_LENGTH],
