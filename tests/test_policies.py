@@ -191,6 +191,11 @@ def test_a_wider_search_is_made_of_what_the_schedule_left() -> None:
     schedule = [{"from_round": 0, "search": {"strategy": {"name": "evolution_strategy", "pairs": 5}}}]
     found, _ = rounds_of(history, count=3, plateau=1, at_plateau="widen", schedule=schedule)
     assert [plan.changes["strategy"]["pairs"] for plan in found] == [5, 5, 10]
+    # A strategy that the schedule does not name keeps the fields that it gives.
+    schedule = [{"from_round": 0, "search": {"strategy": {"generations": [3, 2, 1, 1]}}}]
+    found, _ = rounds_of(history, count=3, plateau=1, at_plateau="widen", schedule=schedule)
+    last = found[2].config(parse_config({})).search.strategy
+    assert (last["generations"], last["population"]) == ([3, 2, 1, 1], 48)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.policies.around import Cut
 from orchestrator.policies.base import RoundPlan
@@ -83,7 +83,6 @@ def widened(plan: RoundPlan, times: int, config: RunConfig) -> RoundPlan:
     """Return the plan with the numbers of candidates of its strategy `rounds.widen_by` times as large, `times` times over."""
     if times == 0 or not plan.search:
         return plan
-    table = plan.config(config).search.strategy
-    strategy = STRATEGIES.build(table, at="search.strategy")
-    wider: dict[str, Any] = strategy.wider(config.rounds.widen_by**times)
-    return replace(plan, changes=merged(plan.changes, {"strategy": {"name": table["name"], **wider}}))
+    strategy = STRATEGIES.build(plan.config(config).search.strategy, at="search.strategy")
+    # Without the name: fields of the strategy that is there, whether or not the plan names it.
+    return replace(plan, changes=merged(plan.changes, {"strategy": strategy.wider(config.rounds.widen_by**times)}))
