@@ -102,9 +102,11 @@ def figures(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "read targets": ("learn", "read"),
         "write network and state": ("learn", "write"),
         "messages to the learner": ("learn", "messages"),
+        "rest of the searcher": ("search", "rest"),
+        "rest of the learner": ("learn", "rest"),
     }
-    steps = {name: 1000 * statistics.median(entry["steps"][job][step] for entry in entries) for name, (job, step) in named.items()}
-    steps["orchestrator"] = max(0.0, statistics.median(overheads) - sum(steps.values()))
+    steps = {name: 1000 * statistics.mean(entry["steps"][job][step] for entry in entries) for name, (job, step) in named.items()}
+    steps["orchestrator"] = statistics.mean(overheads) - sum(steps.values())
     return {
         "rounds_per_s": len(rounds) / sum(m["seconds/round"] for m in rounds),
         "median_ms": statistics.median(overheads),

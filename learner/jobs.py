@@ -166,7 +166,7 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     optimiser = optimiser_of(make_optimiser(config), network)
     if task.state is not None:
         load_state(network, optimiser, read_parameters(run.store, task.state))
-    plan, snapshots = plan_of(run, task, objective), _snapshots(run, task)
+    plan, snapshots = plan_of(run, task, objective, make_optimiser(config)), _snapshots(run, task)
     with (
         open_batches(context.device, task.part(data.train), targets, config.learn) as training,
         explained("learning", smaller_steps(config.learn)),
@@ -183,12 +183,12 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
 
 
-def plan_of(run: Run, task: LearnTask, objective: LearningObjective) -> FitPlan:
+def plan_of(run: Run, task: LearnTask, objective: LearningObjective, optimiser: OptimiserSpec) -> FitPlan:
     """Return what is learned and how."""
     config = run.config
     plan = FitPlan(
         objective,
-        make_optimiser(config),
+        optimiser,
         config.learn,
         task.epochs,
         config.learn_seed(),

@@ -21,6 +21,7 @@ from learner.fit import FitPlan, FitState, optimiser_of, run_epoch
 from learner.forward import loss_function
 from learner.jobs import LearnTask, Run, make_objective, make_optimiser, measured, plan_of, targets_of, task_of
 from learner.objectives.base import LearningObjective, Loss
+from learner.optimisers.base import OptimiserSpec
 from learner.shortage import explained, smaller_steps
 from learner.streaming import open_batches
 from repsearch.datasets.base import Split
@@ -36,6 +37,7 @@ class Learning:
     """What stays in memory from window to window; splits are on the device."""
 
     network: SearchableNetwork
+    spec: OptimiserSpec
     optimiser: torch.optim.Optimizer
     objective: LearningObjective
     loss_of: Callable[[Batch], Loss]
@@ -55,24 +57,25 @@ def learn_stream(run: Run, spec: jobs_pb2.StreamLearnSpec, context: JobContext) 
             context.progress(arrival.sequence, arrival.sequence + 1, unit="windows")
 
 
-def _begin(run: Run, spec: jobs_pb2.StreamLearnSpec, device: str) -> Learning:
+def _begin(run: Run, request: jobs_pb2.StreamLearnSpec, device: str) -> Learning:
     config, data = run.config, run.data
     network = build_network(config.network, data, seed=config.learn_seed(), purpose="learned").to(device)
-    optimiser, objective = optimiser_of(make_optimiser(config), network), make_objective(config)
-    if spec.HasField("state"):
-        load_state(network, optimiser, read_parameters(run.store, Reference(spec.state.path, spec.state.digest)))
+    spec, objective = make_optimiser(config), make_objective(config)
+    optimiser = optimiser_of(spec, network)
+    if request.HasField("state"):
+        load_state(network, optimiser, read_parameters(run.store, Reference(request.state.path, request.state.digest)))
     splits = {"validation": data.validation, "test": data.test, **({"fitness": data.fitness} if data.fitness is not None else {})}
     measured_on = {name: Split(part.images.to(device), part.labels.to(device)) for name, part in splits.items()}
     train = Split(data.train.images.to(device), data.train.labels.to(device))
     loss_of = loss_function(network, objective, config.learn, relative=config.search.relative)
-    return Learning(network, optimiser, objective, loss_of, train, measured_on)
+    return Learning(network, spec, optimiser, objective, loss_of, train, measured_on)
 
 
 def _window(run: Run, learning: Learning, arrival: Arrival, context: JobContext, clock: StepClock) -> jobs_pb2.ItemDone:
     """Learn a window and write what is to be kept; return what to tell of it."""
     task = task_of(arrival.item.learn, len(run.data.train))
     names = learning.objective.needs_targets(run.config.search.layers)
-    plan = plan_of(run, task, learning.objective)
+    plan = plan_of(run, task, learning.objective, learning.spec)
     with ExitStack() as stack:
         with clock.step("read"):
             targets = targets_of(run, task, names, learning.network)

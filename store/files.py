@@ -36,9 +36,9 @@ def failures(doing: str) -> Iterator[None]:
         raise StoreError(f"{doing}: {reason}; {_HINTS.get(error.errno or 0, 'check the disk')}") from error
 
 
-def create_file(path: Path, data: bytes, *, durable: bool = True) -> bool:
-    """Create `path` with `data`, on the disk if `durable`; False, and nothing changed, if it exists."""
-    temporary = _write_temporary(path, data, durable)
+def create_file(path: Path, data: bytes) -> bool:
+    """Create `path` with `data`, durable; False, and nothing changed, if it exists."""
+    temporary = _write_temporary(path, data, True)
     try:
         # Rename would replace an existing file; a link refuses to.
         os.link(temporary, path)
@@ -46,20 +46,20 @@ def create_file(path: Path, data: bytes, *, durable: bool = True) -> bool:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    if durable:
-        sync(path.parent)
+    sync(path.parent)
     return True
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Create or replace `path` with `data`, durable; a reader sees the old or the new content, never a mixture."""
-    temporary = _write_temporary(path, data, True)
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Create or replace `path` with `data`, on the disk if `durable`; a reader sees the old or the new content, never a mixture."""
+    temporary = _write_temporary(path, data, durable)
     try:
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def make_folders(folder: Path, root: Path) -> None:

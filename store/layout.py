@@ -8,9 +8,9 @@ rounds/00003/search/00017-a2                 shard 17, attempt 2
 rounds/00003/round.json, report.json         the attempts that count; the figures of the round
 checkpoints/00003/a01-e0007                  the learner's state of attempt 1 after epoch 7
 states/00003/a1                              the learner's state after the round, with `learn.start = "continue"`
-stream/targets/00000123-a1001                targets of window 123 of a streamed run: the first attempt of term 1
-stream/networks/00000123-a1001               the network learned from it
-stream/states/00000123-a1001                 the learner's state after it, where a segment ends
+stream/targets/00000123-a1001.pack           targets of window 123 of a streamed run: the first attempt of term 1
+stream/networks/00000123-a1001.pack          the network learned from it
+stream/states/00000123-a1001.pack            the learner's state after it, where a segment ends
 stream/segments/00000100.json                what is committed of a streamed run: the rounds from 100 to the next segment
 pruned.json                                  the round below which targets and networks were removed
 """

@@ -4,6 +4,7 @@
            block0/zarr.json       one Zarr array: chunks along rows, CRC32C, no compression
            block0/c.3.0.0.0       its chunk 3
            MANIFEST.json          last: without it nothing here is readable
+    <path>.pack                   a group of a relaxed store, see `store.packed`
 
 One writer per path: two at once may spoil each other's uncommitted files, which the digests show, and only one commits.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from repsearch.errors import StoreError
-from store import documents, files, formats, manifest
+from store import documents, files, formats, manifest, packed
 from store.base import GroupWriter, Reference
 from store.files import failures
 from store.manifest import Manifest
@@ -47,9 +48,10 @@ class ZarrStore:
         with failures(f"{self._root}: cannot be flushed"):
             if files.sync_filesystem(self._root):
                 return
-            folders = [self._locate(path) for path in paths]
-            above = {parent for folder in folders for parent in files.ancestors(folder, self._root)[1:]}
-            files.sync_all([place for folder in folders for place in (folder, *files.tree(folder))] + sorted(above))
+            places = [self._locate(path) for path in paths]
+            above = {parent for place in places for parent in files.ancestors(place, self._root)[1:]}
+            below = [file for place in places for file in (packed.pack_of(place), place, *files.tree(place)) if file.exists()]
+            files.sync_all([*below, *sorted(above)])
 
     def write(
         self,
@@ -81,17 +83,23 @@ class ZarrStore:
     def manifest(self, ref: Reference | str) -> Manifest:
         """Return the manifest of a committed group, as `RepresentationStore.manifest` says."""
         path = ref if isinstance(ref, str) else ref.path
-        file = f"{path}/{MANIFEST}"
+        expected = None if isinstance(ref, str) else ref.digest
+        file, place = f"{path}/{MANIFEST}", self._locate(path)
         with failures(f"{path}: no committed group can be read ({file} in {self._root})"):
-            data = (self._locate(path) / MANIFEST).read_bytes()
-        return manifest.decode(path, file, data, expected=None if isinstance(ref, str) else ref.digest)
+            if (pack := packed.pack_of(place)).exists():
+                return packed.read_manifest(path, pack, expected=expected)
+            data = (place / MANIFEST).read_bytes()
+        return manifest.decode(path, file, data, expected=expected)
 
     def read(self, ref: Reference | str, name: str, rows: slice | None = None) -> np.ndarray:
         """Return an array or some of its rows, verified, as `RepresentationStore.read` says."""
+        path = ref if isinstance(ref, str) else ref.path
+        if (pack := packed.pack_of(self._locate(path))).exists():
+            with failures(f"{path}: cannot be read in {self._root}"):
+                return packed.read_array(path, pack, name, rows, expected=None if isinstance(ref, str) else ref.digest)
         from store.zarr_arrays import GroupFolder
 
         found = self.manifest(ref)
-        path = ref if isinstance(ref, str) else ref.path
         info = found.array(path, name)
         selected, chunks = formats.span(info, rows)
         values = GroupFolder(self._locate(path), path, found).read_chunks(name, chunks)
@@ -99,12 +107,16 @@ class ZarrStore:
 
     def committed(self, path: str) -> list[str]:
         """Return the names of the committed groups directly below `path`, sorted; none if there is no such folder."""
-        return [entry.name for entry in self._entries(path) if (entry / MANIFEST).is_file()]
+        entries = self._entries(path)
+        packs = [entry.name.removesuffix(packed.SUFFIX) for entry in entries if _is_pack(entry)]
+        return sorted([*packs, *(entry.name for entry in entries if (entry / MANIFEST).is_file())])
 
     def delete(self, path: str) -> None:
         """Delete a group, the manifest first, as `RepresentationStore.delete` says."""
         folder = self._locate(path)
         with failures(f"{path}: cannot be deleted in {self._root}"):
+            with contextlib.suppress(FileNotFoundError):
+                packed.pack_of(folder).unlink()
             if (folder / MANIFEST).is_file():
                 (folder / MANIFEST).unlink()
                 if self._durable:
@@ -150,7 +162,9 @@ class ZarrStore:
         with failures(self._unwritable(path)):
             self._require_free(path, folder)
             self._clear(path, folder)
-            return GroupFiles(path, folder, self._root, forms, durable=self._durable)
+            if not self._durable:
+                return packed.PackWriter(path, packed.pack_of(folder), forms, packed.publish)
+            return GroupFiles(path, folder, self._root, forms)
 
     def _unwritable(self, path: str) -> str:
         return f"{path}: cannot be written in {self._root}"
@@ -162,7 +176,7 @@ class ZarrStore:
 
     def _require_free(self, path: str, folder: Path) -> None:
         for place in files.ancestors(folder, self._root):
-            if (place / MANIFEST).exists():
+            if (place / MANIFEST).exists() or (place != self._root and packed.pack_of(place).exists()):
                 taken = place.relative_to(self._root).as_posix()
                 raise StoreError(f"{path}: group {taken} is committed there and never changes; write to another path, or delete it first")
 
@@ -176,6 +190,10 @@ class ZarrStore:
         shutil.rmtree(folder)
         if self._durable:
             files.sync(folder.parent)
+
+
+def _is_pack(entry: Path) -> bool:
+    return entry.name.endswith(packed.SUFFIX) and not entry.name.startswith(".") and entry.is_file()
 
 
 def _is_of_group(name: str) -> bool:

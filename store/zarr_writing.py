@@ -98,13 +98,10 @@ class ArrayFiles:
 
 
 class GroupFiles:
-    """The `Sink` of a group in the new folder `folder`; `root` is the store's. Used by one thread at a time.
+    """The `Sink` of a group in the new folder `folder`; `root` is the store's. Used by one thread at a time."""
 
-    durable: flush everything to the disk before the commit.
-    """
-
-    def __init__(self, path: str, folder: Path, root: Path, forms: Mapping[str, Form], *, durable: bool) -> None:
-        self._path, self._folder, self._root, self._durable = path, folder, root, durable
+    def __init__(self, path: str, folder: Path, root: Path, forms: Mapping[str, Form]) -> None:
+        self._path, self._folder, self._root = path, folder, root
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="chunks")
         self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flush")
         self._flushes: list[Future[None]] = []
@@ -131,7 +128,7 @@ class GroupFiles:
             self._flush(*places, *(self._folder / file for file in metadata_files(self._arrays)))
             for flush in self._flushes:
                 flush.result()
-            if not files.create_file(self._folder / MANIFEST, data, durable=self._durable):
+            if not files.create_file(self._folder / MANIFEST, data):
                 raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
         return Reference(self._path, manifest.digest_of(data))
 
@@ -153,8 +150,7 @@ class GroupFiles:
 
     def _flush(self, *places: Path) -> None:
         # Together, because a journalling file system commits concurrent flushes at once: 17 files take 5 ms, one by one 55 ms.
-        if self._durable:
-            self._flushes.extend(self._flushers.submit(files.sync, place) for place in places)
+        self._flushes.extend(self._flushers.submit(files.sync, place) for place in places)
 
 
 def _created(path: Path) -> FileIO:

@@ -334,3 +334,23 @@ def test_killed_while_writing_leaves_whole_groups_only(tmp_path: Path) -> None:
 def test_name_too_long(store: ZarrStore) -> None:
     with pytest.raises(StoreError, match="name"):
         store.write_document("a" * 300 + ".json", {}, create=True)
+
+
+def test_a_packed_group_cut_or_altered_anywhere_is_refused(tmp_path: Path) -> None:
+    store = ZarrStore(tmp_path, chunk_mb=1e-5).relaxed()
+    arrays = {"a": np.arange(12, dtype=np.float32).reshape(6, 2), "b": np.arange(3)}
+    reference = store.write("stream/g", arrays, attributes={"kind": "x"})
+    file = tmp_path / "stream/g.pack"
+    whole = file.read_bytes()
+    damaged = [whole[:length] for length in range(len(whole))] + [whole + b"0"]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for data in damaged:
+        file.write_bytes(data)
+        with pytest.raises(StoreError, match="stream/g"):
+            for name in arrays:
+                store.read(reference, name)
+    file.write_bytes(whole)
+    assert np.array_equal(store.read(reference, "a"), arrays["a"])
+    assert [path.name for path in (tmp_path / "stream").iterdir()] == ["g.pack"]
+    store.delete("stream/g")
+    assert store.committed("stream") == []

@@ -26,10 +26,13 @@ ARRAYS = {
 DTYPES = {"block0": "float16", "code": "bfloat16"}
 
 
-@pytest.fixture(params=["zarr", "memory"])
+@pytest.fixture(params=["zarr", "packed", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     # Chunks of 100 bytes: 8 rows of block0, 12 of label.
-    return ZarrStore(tmp_path / "run", chunk_mb=1e-4) if request.param == "zarr" else MemoryStore(chunk_mb=1e-4)
+    if request.param == "memory":
+        return MemoryStore(chunk_mb=1e-4)
+    store = ZarrStore(tmp_path / "run", chunk_mb=1e-4)
+    return store if request.param == "zarr" else store.relaxed()
 
 
 def pieces(cuts: list[int]) -> list[dict[str, np.ndarray]]:

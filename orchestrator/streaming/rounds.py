@@ -67,7 +67,8 @@ def entry_of(work: Work, learned: Learned, report: RoundReport) -> dict[str, Any
 
 def _steps(done: jobs_pb2.ItemDone, relay_s: float) -> dict[str, float]:
     """Return the seconds of each step of an item; messages: from its push to the news of its end, less what the daemon had it."""
-    return {"waited": done.waited, "read": done.read, "work": done.work, "write": done.write, "messages": relay_s}
+    rest = done.inside - done.read - done.work - done.write
+    return {"waited": done.waited, "read": done.read, "work": done.work, "write": done.write, "messages": relay_s, "rest": rest}
 
 
 def report_of(work: Work, learned: Learned) -> RoundReport:
