@@ -107,7 +107,9 @@ def imagined(round: int, evaluations: int, *, share: float = 1.0, measured: bool
     """Return the report of a round that is not done, for a look ahead: better than the round before, in no time."""
     metrics = dict.fromkeys((*ROUND_METRICS, *FITNESS_METRICS) if measured else COST_METRICS, 0.0)
     metrics |= {"search/evaluations_per_example": float(evaluations)}
-    metrics |= dict.fromkeys(("validation/accuracy", "fitness/accuracy"), 1 - 1 / (round + 2)) if measured else {}
+    if measured:
+        metrics |= dict.fromkeys(("validation/accuracy", "fitness/accuracy"), 1 - 1 / (round + 2))
+        metrics |= {"fitness/cross_entropy": 1 / (round + 2)}
     return RoundReport(round=round, policy="", strategy="", objective="", metrics=metrics, share=share)
 
 

@@ -26,7 +26,7 @@ from store import open_store
 from tests.orchestrator_runs import complete, learned, orchestrator
 
 STRATEGY = {"name": "class_code", "blur_passes": [1, 0, 0], "frequency": [2.0, 1.0, 0.0]}
-POLICY = {"name": "code_search", "population": 4, "epochs": 2, "warm_epochs": 3, "latent": 2, "classes": 3}
+POLICY = {"name": "code_search", "population": 4, "epochs": 2, "warm_epochs": 3, "latent": 2, "classes": 3, "fitness": "accuracy"}
 
 
 def config_of(*, count: int = 14, learn: dict[str, Any] | None = None, strategy: dict[str, Any] | None = None, **fields: Any) -> RunConfig:
@@ -237,7 +237,7 @@ def test_the_comparison_costs_every_row_the_same() -> None:
         plans = planned(make_policy(row), row, row.dataset["train"])
         examples[name] = sum(plan.epochs for plan in plans) * row.dataset["train"]
     cost = examples["search"]
-    assert cost == (2 + 32 * 2 + 12) * 2000
+    assert cost == (2 + 32 * 4 + 12) * 2000
     assert examples["genetic"] == examples["random"] == examples["one code"] == cost
     assert cost <= examples["more images"] < cost + 3000
     assert examples["plain"] == 12 * 2000
@@ -276,7 +276,7 @@ frequency = [1.5, 1.0, 0.0]
 epochs = 2
 batch_size = 25
 [rounds]
-policy = {{name = "code_search", population = 2, epochs = 1, warm_epochs = 1}}
+policy = {{name = "code_search", population = 2, epochs = 1, warm_epochs = 1, fitness = "accuracy"}}
 count = 6
 [searcher]
 shard_examples = 64

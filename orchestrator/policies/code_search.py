@@ -39,7 +39,8 @@ class CodeSearch:
     warm_epochs: epochs of the shared warm start in round 0; 0: none, and candidates learn from initial parameters.
     method: how codes follow from the fitness of those before: separable CMA-ES, a genetic algorithm, or at random with a seed of its own
         for each code (the control).
-    fitness: what is maximised on `dataset.fitness`: accuracy, or negative cross-entropy.
+    fitness: what decides on `dataset.fitness`: the lowest cross-entropy, or the highest accuracy. After brief learning cross-entropy says
+        more of the code and less of luck (docs/design/0014-code-search.md).
     result: the code of the last round: of the best candidate, or (evolution_strategy) the mean of the distribution.
     genes: what is searched of the code: `latent` (numbers per class and block that move it), `frequency`, `strength` (per block), `mix`,
         `codes` (codes per class, up to `codes_per_class`). The others stay as in `[search.strategy]`.
@@ -55,7 +56,7 @@ class CodeSearch:
     epochs: Annotated[int, Field(ge=1)] = 2
     warm_epochs: Annotated[int, Field(ge=0)] = 2
     method: Method = "evolution_strategy"
-    fitness: Literal["accuracy", "cross_entropy"] = "accuracy"
+    fitness: Literal["accuracy", "cross_entropy"] = "cross_entropy"
     result: Literal["best", "mean"] = "best"
     genes: Annotated[list[Gene], Field(min_length=1)] = field(default_factory=lambda: ["latent", "frequency"])
     latent: Annotated[int, Field(ge=1, le=1024)] = 8
