@@ -114,8 +114,11 @@ class Worker:
                     check_same_data(run, preflight)
                     save_run(run)
                 check_fleet(run, fleet)
+                before_s = self._processor_s()
                 with opened(run, list(preflight.layers), fleet, _Silent(), resumed=resumed) as work:
-                    result = replace(_result(run_rounds(work), run.dataset["train"]), wall_s=time.monotonic() - begin, resumed=resumed)
+                    result = _result(run_rounds(work), run.dataset["train"])
+                core_s = self._processor_s() - before_s
+                result = replace(result, wall_s=time.monotonic() - begin, core_s=core_s, resumed=resumed)
                 _write(folder / RESULT, asdict(result))
                 if request.prune:
                     shutil.rmtree(folder / layout.ROUNDS_FOLDER, ignore_errors=True)
