@@ -232,7 +232,8 @@ def test_a_killed_sweep_goes_on_with_real_runs(tmp_path: Path) -> None:
     results = [read_result(folder / f"trial-{number:04d}") for number in range(3)]
     accuracies = [result.metrics["validation/accuracy"] for result in results if result is not None]
     assert len(accuracies) == 3
-    assert all(result is not None and 0 < result.core_s < 60 for result in results), [result.core_s for result in results if result]
+    # The learner of the killed sweep may have finished trial 1 by itself.
+    assert all(0 < result.core_s < 60 for result in results if result is not None and not result.resumed)
     with sqlite3.connect(folder / "optuna.db") as database:
         told = [value for (value,) in database.execute("select value from trial_values order by trial_id")]
     database.close()
