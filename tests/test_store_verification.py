@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from repsearch.errors import StoreError
-from store import MemoryStore, Store, ZarrStore, layout
+from store import MemoryStore, Store, ZarrStore, layout, reference_at
 from store.verification import Finding, references_in, verify_group, verify_run
 
 
@@ -63,6 +64,15 @@ def test_damaged_snapshots_are_found(tmp_path: Path) -> None:
     assert verify_run(store) == []
     (tmp_path / "rounds/00000/snapshots/epoch2/w/c.0").write_bytes(b"")
     assert [finding.path for finding in verify_run(store)] == ["rounds/00000/snapshots/epoch2"]
+
+
+def test_a_group_written_when_manifests_looked_otherwise_has_its_own_reference(tmp_path: Path) -> None:
+    store = ZarrStore(tmp_path)
+    assert reference_at(store, "network") == store.write("network", {"w": np.arange(4.0)}, attributes={"kind": "network"})
+    file = tmp_path / "network" / "MANIFEST.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=1))
+    reference = reference_at(store, "network")
+    assert store.manifest(reference).attributes == {"kind": "network"} and verify_group(store, reference).digest == reference.digest
 
 
 def test_lost_round_does_not_hide_the_next(run: Store, tmp_path: Path) -> None:
