@@ -23,6 +23,7 @@ from repsearch.errors import StoreError
 
 RUN_DOCUMENT = "run.json"
 ROUNDS_FOLDER = "rounds"
+STREAM_FOLDER = "stream"
 
 
 def round_folder(round: int) -> str:

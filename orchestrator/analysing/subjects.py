@@ -138,7 +138,8 @@ def _subject(run: Run, round: int | None, points: int) -> Subject:
         round=number,
         moments=thinned(moments, points),
         learned=learned,
-        search=search if search.shards else None,
+        # Targets of a window are of other images than those that are analysed.
+        search=search if search.shards and search.examples == run.dataset["train"] else None,
     )
 
 

@@ -121,7 +121,8 @@ class Worker:
                 result = replace(result, wall_s=time.monotonic() - begin, core_s=core_s, resumed=resumed)
                 _write(folder / RESULT, asdict(result))
                 if request.prune:
-                    shutil.rmtree(folder / layout.ROUNDS_FOLDER, ignore_errors=True)
+                    for part in (layout.ROUNDS_FOLDER, layout.STREAM_FOLDER):
+                        shutil.rmtree(folder / part, ignore_errors=True)
         return result
 
     def close(self) -> None:
