@@ -192,15 +192,16 @@ def test_a_killed_orchestrator_goes_on_with_the_same_bits(daemons: Daemons, clos
     assert finished == list(range(11))
 
 
-def test_a_lost_searcher_gives_its_window_to_another(daemons: Daemons, closed: Path) -> None:
-    with daemon(daemons.root, module="searcher") as other:
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_lost_searcher_gives_its_window_to_another(daemons: Daemons, closed: Path, number: signal.Signals) -> None:
+    with daemon(daemons.root, "--grace", "0", module="searcher") as other:
         addresses = f'searcher.addresses=["{other.address}", "{daemons.searcher.address}"]'
-        arguments = ["run", str(daemons.config), "--name", "lost", "--set", STREAM % (0, 0), "--set", addresses]
+        arguments = ["run", str(daemons.config), "--name", number.name, "--set", STREAM % (0, 0), "--set", addresses]
         with orchestrator(*arguments, folder=daemons.root) as process:
-            process.await_file(daemons.root / "lost", SOME_SEGMENTS)
-            other.signal(signal.SIGKILL)
+            process.await_file(daemons.root / number.name, SOME_SEGMENTS)
+            other.signal(number)
             assert process.wait() == 0, process.text()
-    assert learned(daemons.root / "lost") == learned(closed)
+    assert learned(daemons.root / number.name) == learned(closed)
 
 
 @pytest.mark.slow
@@ -242,3 +243,13 @@ def test_a_budget_ends_the_stream_after_a_round_that_is_measured(daemons: Daemon
     assert len(open_store(run).committed("stream/networks")) == 10
     assert verify(run) == []
     assert execution.resume(run, QUIET).reports == reports
+
+
+def test_a_run_that_goes_on_can_be_verified(daemons: Daemons) -> None:
+    run = daemons.root / "going-on"
+    arguments = ["run", str(daemons.config), "--name", "going-on", "--set", STREAM % (1, 0), "--set", "rounds.keep.rounds=1"]
+    with orchestrator(*arguments, "--set", "rounds.count=44", folder=daemons.root) as process:
+        process.await_file(run, SOME_SEGMENTS)
+        while process.process.poll() is None:
+            assert verify(run) == []
+        assert process.wait() == 0, process.text()

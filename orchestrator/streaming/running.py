@@ -102,6 +102,7 @@ class Stream:
         try:
             for daemon in self._work.fleet.searchers:
                 self._start_searcher(cast(StreamDaemon, daemon))
+            self._require_searcher("the windows to come")
             while self._schedule.learned + 1 < self._end and not self._ended:
                 self._hand_out()
                 with interrupts.waiting():
@@ -244,17 +245,22 @@ class Stream:
         assert news.final is not None
         error = failure_of(_what(news.feed), news.feed.daemon, news.final)
         self._failures += 1
-        if type(error) is not JobError or news.final.state != jobs_pb2.JOB_STATE_FAILED or self._failures >= MAX_FAILURES:
+        if type(error) is not JobError or self._failures >= MAX_FAILURES:
             raise error
         self._take_back(news.feed, str(error))
+        # One that is stopping, or is another orchestrator's by now, refuses and is lost.
         self._start_searcher(news.feed.daemon)
+        self._require_searcher(_what(news.feed))
 
     def _lose(self, feed: Feed, error: DaemonError) -> None:
         self._note_lost(error)
         self._take_back(feed, str(error))
+        self._require_searcher(_what(feed))
+
+    def _require_searcher(self, what: str) -> None:
         if not self._searchers:
             reasons = "".join(f"\n  {reason}" for reason in self._lost)
-            raise JobError(f"no searcher daemon is left for {_what(feed)}:{reasons}")
+            raise JobError(f"no searcher daemon is left for {what}:{reasons}")
 
     def _note_lost(self, error: DaemonError) -> None:
         self._lost.append(str(error))
