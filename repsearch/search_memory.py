@@ -98,6 +98,7 @@ def search_memory(config: RunConfig, data: Data, strategy: Any, networks: Sequen
             searches=search.searches_per_example,
             chained=search.below == "found",
             mixed=search.mixes,
+            archive=search.archive,
         )
         for network in networks
     ]
@@ -113,11 +114,15 @@ def memory_of(
     searches: int = 1,
     chained: bool = True,
     mixed: bool = False,
+    archive: int = 0,
 ) -> SearchMemory:
-    """Return what searching `layers` of `network` for images of `input_shape` takes; `chained`, `mixed`: see `searcher.plan.SearchPlan`."""
+    """Return what searching `layers` of `network` for images of `input_shape` takes.
+
+    `chained`, `mixed`, `archive`: see `searcher.plan.SearchPlan`.
+    """
     check_runs_alone(network)
     several = searches if strategy.traits.several else 1
-    parts = [_Part.of(strategy, network, layers, position, input_shape, several, chained) for position in range(len(layers))]
+    parts = [_Part.of(strategy, network, layers, position, input_shape, several, chained, archive) for position in range(len(layers))]
     shared = [part.footprint.shared for part in parts]
     # While a table is made, or grows by the room for parents, a copy of it is there too.
     fixed = 2 * bytes_held(network) + sum(shared) + 2 * max(shared)
@@ -151,6 +156,7 @@ class _Part:
         input_shape: Shape,
         results: int,
         chained: bool,
+        archive: int,
     ) -> _Part:
         layer, below = layers[position], layers[position - 1] if position and chained else -1
         shape = network.layer_shape(layer)
@@ -161,6 +167,7 @@ class _Part:
             noise = 0
         else:
             starts, noise = strategy.starts(position), _NOISE_COPIES * math.prod(input_shape) * FLOAT_BYTES
+        starts += archive
         starting = starts * (bytes_below(network, below, layer, input_shape) + noise + size)
         above = bytes_above(network, layer, gradient=strategy.traits.needs_gradient)
         overhead = _INDEX_BYTES * groups_of(shape)[0] + 16 * network.classes
@@ -169,7 +176,7 @@ class _Part:
         searching = found.candidates * (size + overhead) + max(found.candidates * above, making)
         return cls(
             footprint=found,
-            kept=(found.results + found.seeds) * size,
+            kept=(found.results + found.seeds + archive) * size,
             # Where images stop, the states of a group are laid side by side and taken apart again.
             resident=(2 * starts + found.held * (3 if strategy.traits.stops else 1)) * size,
             working=max(starting, searching),

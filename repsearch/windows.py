@@ -38,6 +38,14 @@ class Windows:
         first = _order(self.seed, number, len(self))[place] * self.size
         return Window(first, min(self.size, self.examples - first))
 
+    def before(self, round: int) -> int | None:
+        """Return the round that had the window of `round` in the pass before; None in the first pass."""
+        number, place = divmod(round, len(self))
+        if number == 0:
+            return None
+        window = _order(self.seed, number, len(self))[place]
+        return (number - 1) * len(self) + _order(self.seed, number - 1, len(self)).index(window)
+
     def steps(self, rounds: int, batch_size: int, epochs: int) -> int:
         """Return the optimiser steps of the first `rounds` rounds, of `epochs` passes over each window."""
         passes, rest = divmod(rounds, len(self))

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from repsearch.archives import check_archive, elites_name
 from repsearch.config import LOGITS, RunConfig, SearchConfig, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
@@ -21,6 +22,7 @@ from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.search_memory import tile_of
 from repsearch.serving import JobContext, JobResult
+from searcher.archive import read_archive
 from searcher.kernels.evolution import with_kernels
 from searcher.mixing import Mix
 from searcher.reports import Reports
@@ -61,7 +63,8 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
     load_arrays(network, read_parameters(store, Reference(spec.network.path, spec.network.digest)))
     names = [layer_name(layer, network.logits_layer) for layer in plan.layers]
     reports = Reports(context, spec.count, names)
-    writer = store.begin(spec.output_path, rows=spec.count, dtypes=dict.fromkeys(names, config.store.dtype))
+    archive = read_archive(store, references_of(spec.archive), names, first=spec.first, count=spec.count)
+    writer = store.begin(spec.output_path, rows=spec.count, dtypes=dtypes_of(names, config))
     with Background(writer) as shard:
         end = search_pieces(
             plan,
@@ -71,6 +74,7 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
             count=spec.count,
             device=torch.device(context.device),
             take=lambda piece: shard.append(arrays_of(names, piece)),
+            archive=archive,
             on_progress=reports.progress,
             on_position=reports.position,
         )
@@ -87,6 +91,7 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     if config.search.kernels:
         strategy = with_kernels(strategy, device)
+    check_archive(config.search, strategy)
     strategy.check(config.search.layers, _layer_shapes(config, shapes, len(data.classes)))
     return SearchPlan(
         strategy=strategy,
@@ -99,6 +104,7 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         chained=config.search.below == "found",
         mix=mix_of(config.search),
         searches=config.search.searches_per_example,
+        archive=config.search.archive,
         compiled=config.search.compiled,
         precision=config.search.precision,
     )
@@ -130,9 +136,21 @@ def _layer_shapes(config: RunConfig, shapes: Sequence[Shape], classes: int) -> l
     return [(classes,) if layer == LOGITS else shapes[int(layer)] for layer in wanted]
 
 
+def references_of(messages: Iterable[jobs_pb2.Reference]) -> list[Reference]:
+    """Return the references in messages."""
+    return [Reference(message.path, message.digest) for message in messages]
+
+
+def dtypes_of(names: Sequence[str], config: RunConfig) -> dict[str, str]:
+    """Return how the arrays of representations of a shard are stored."""
+    elites = [elites_name(name) for name in names] if config.search.archive else []
+    return dict.fromkeys([*names, *elites], config.store.dtype)
+
+
 def arrays_of(names: Sequence[str], piece: Piece) -> dict[str, np.ndarray]:
     """Return the arrays of a piece of a shard."""
     arrays = {name: target.numpy() for name, target in zip(names, piece.targets, strict=True)}
+    arrays |= {elites_name(name): elites.numpy() for name, elites in zip(names, piece.elites, strict=False)}
     return {**arrays, "fitness_before": piece.before_NL.numpy(), "fitness_after": piece.after_NL.numpy()}
 
 
@@ -140,7 +158,10 @@ def attributes_of(
     request: jobs_pb2.StartRequest, spec: jobs_pb2.SearchSpec, config: RunConfig, names: Sequence[str], end: SearchProgress
 ) -> dict[str, object]:
     """Return what the manifest of a shard says."""
+    # Named only where there is one: other shards are what they were before there were archives.
+    archive = [{"path": reference.path, "digest": reference.digest} for reference in spec.archive]
     return {
+        **({"archive": archive} if archive else {}),
         "kind": "search",
         "run_id": request.run_id,
         "term": request.term,

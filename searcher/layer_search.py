@@ -33,12 +33,14 @@ from searcher.strategies.base import Best, SearchLayer
 @dataclass(frozen=True)
 class LayerResult:
     """targets_WTRX: results. seeds_WTSX: what the next layer starts from. fitness: of the results (W, T, R), after the initial
-    population and every generation. evaluations: candidates evaluated for examples that were still going on, padding not counted."""
+    population and every generation. evaluations: candidates evaluated for examples that were still going on, padding not counted.
+    elites_WTRKX: of each result's last population, if the plan has an archive."""
 
     targets_WTRX: Tensor
     seeds_WTSX: Tensor
     fitness: list[Tensor]
     evaluations: int
+    elites_WTRKX: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Pack:
 class Found:
     """Results of a group, filled in as images finish; the last tile takes the rows of no one."""
 
-    def __init__(self, tiles: int, best: Best) -> None:
+    def __init__(self, tiles: int, best: Best, archive: int) -> None:
         self._tiles = tiles
+        elites_BKGM = _elites(best, archive)
+        self.elites = None if elites_BKGM is None else elites_BKGM.new_zeros(tiles + 1, *elites_BKGM.shape)
         self.targets, self.fitness, self.seeds = (
             value.new_zeros(tiles + 1, *value.shape) for value in (best.targets_BRGM, best.fitness_BR, best.seeds_BSGM)
         )
@@ -70,6 +74,9 @@ class Found:
         done_T = pack.source_T if last else torch.where(_finished(best), pack.source_T, self._tiles)
         self.targets[done_T, slot_T] = best.targets_BRGM
         self.seeds[done_T, slot_T] = best.seeds_BSGM
+        if self.elites is not None:
+            assert best.elites_BKGM is not None
+            self.elites[done_T, slot_T] = best.elites_BKGM[:, : self.elites.shape[2]]
         left_T = torch.where(_finished(best), self._tiles, pack.source_T) if not last else pack.source_T
         return replace(pack, source_T=left_T, active=pack.active if last else int((left_T < self._tiles).sum()))
 
@@ -170,6 +177,7 @@ def _by_loops(
         seeds_WTSX=placed(best.seeds_BSGM.reshape(*best.seeds_BSGM.shape[:2], *layer.shape)),
         fitness=list(placed(found.history_TN[:, None]).unbind(dim=-1)),
         evaluations=found.evaluations(compiled.strategy),
+        elites_WTRKX=_shaped(placed(elites_BKGM), layer) if (elites_BKGM := _elites(best, plan.archive)) is not None else None,
     )
 
 
@@ -186,7 +194,7 @@ def _by_tiles(
     strategy, number = plan.strategy, plan.layers[layer.position]
     T, S = starts_WTSX.shape[1:3]
     name = layer_name(number, network.logits_layer)
-    targets, seeds, histories, evaluations = [], [], [], 0
+    targets, seeds, elites, histories, evaluations = [], [], [], [], 0
     for tile, index_T in enumerate(group.index_WT):
         starts_TSGM = starts_WTSX[tile].reshape(T, S, *layer.groups)
         keys_T = plan.search_keys(index_T, replicate, layer.position)
@@ -201,8 +209,16 @@ def _by_tiles(
         best = search.best()
         targets.append(best.targets_BRGM.reshape(T, -1, *layer.shape))
         seeds.append(best.seeds_BSGM.reshape(T, -1, *layer.shape))
+        elites.append(_elites(best, plan.archive))
         histories.append(torch.stack(history))
-    return LayerResult(torch.stack(targets), torch.stack(seeds), list(torch.stack(histories, dim=1)), evaluations)
+    kept = [elites_BKGM for elites_BKGM in elites if elites_BKGM is not None]
+    return LayerResult(
+        torch.stack(targets),
+        torch.stack(seeds),
+        list(torch.stack(histories, dim=1)),
+        evaluations,
+        _shaped(torch.stack(kept), layer) if kept else None,
+    )
 
 
 def _by_tensors(
@@ -240,7 +256,7 @@ def _by_tensors(
             state = strategy.tell(pack.state, candidates_TPGM, fitness_TP, gradient_TPGM)
             evaluations += pack.active * fitness_TP.shape[1]
             best = strategy.best(state)
-            found = found or Found(W, best)
+            found = found or Found(W, best, plan.archive)
             packs[place] = found.note(replace(pack, state=state), best, slot_T, last=generation == last)
         assert found is not None
         history.append(found.fitness[:W].clone())
@@ -250,7 +266,22 @@ def _by_tensors(
     assert found is not None
     targets_WTRX = found.targets[:W].reshape(W, T, -1, *layer.shape)
     seeds_WTSX = found.seeds[:W].reshape(W, T, -1, *layer.shape)
-    return LayerResult(targets_WTRX, seeds_WTSX, history, evaluations)
+    elites_WTRKX = None if found.elites is None else _shaped(found.elites[:W], layer)
+    return LayerResult(targets_WTRX, seeds_WTSX, history, evaluations, elites_WTRKX)
+
+
+def _elites(best: Best, archive: int) -> Tensor | None:
+    """Return the `archive` fittest candidates (B, K, G, M); None if none are kept."""
+    if not archive:
+        return None
+    assert best.elites_BKGM is not None, "a strategy without elites has no archive"
+    return best.elites_BKGM[:, :archive]
+
+
+def _shaped(elites_WTKGM: Tensor, layer: SearchLayer) -> Tensor:
+    """Return elites of one result per example as (W, T, 1, K, ...) of the layer's shape."""
+    W, T, K = elites_WTKGM.shape[:3]
+    return elites_WTKGM.reshape(W, T, 1, K, *layer.shape)
 
 
 def layer_of(plan: SearchPlan, network: SearchableNetwork, position: int, device: torch.device) -> SearchLayer:

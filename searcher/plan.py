@@ -26,6 +26,7 @@ class SearchPlan:
     chained: a layer stands on what was found at the layer before; else every layer starts from the network's own representation.
     mix: how targets are mixed with the network's own representation; None: they are what was found.
     searches: results per example.
+    archive: elites of each search and layer that are kept for the next round, and the most that it takes from the one before.
     precision: of the forward passes above a searched layer.
     compiled: use compiled loops where there are some for strategy, network and device (`searcher.compiled`).
     """
@@ -40,6 +41,7 @@ class SearchPlan:
     chained: bool = True
     mix: Mix | None = None
     searches: int = 1
+    archive: int = 0
     compiled: bool = True
     precision: Precision = "float32"
 

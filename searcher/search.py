@@ -19,7 +19,8 @@ from torch import Tensor
 
 from repsearch.datasets.base import Split
 from repsearch.datasets.splitting import check_labels
-from repsearch.networks.base import SearchableNetwork
+from repsearch.networks.base import SearchableNetwork, layer_name
+from searcher.archive import Archive
 from searcher.evaluating import evaluate
 from searcher.evaluation_network import evaluation_network
 from searcher.layer_search import LayerResult, search_layer
@@ -64,6 +65,7 @@ class Piece:
     targets: list[Tensor]
     before_NL: Tensor
     after_NL: Tensor
+    elites: list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class SearchResult:
     curves: per search layer, mean cross-entropy over examples and results, after the initial population and after each generation.
     solved: per search layer, the share of examples and results with p(correct) > 0.5.
     evaluations: candidate evaluations in all. seconds: time of the loop.
+    elites: per search layer, float32 (N, K, ...), fittest first; empty if the plan has no archive.
     """
 
     targets: list[Tensor]
@@ -84,6 +87,7 @@ class SearchResult:
     solved: list[float]
     evaluations: int
     seconds: float
+    elites: list[Tensor]
 
 
 def search_examples(
@@ -94,11 +98,14 @@ def search_examples(
     first: int,
     count: int,
     device: torch.device,
+    archive: Archive | None = None,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
 ) -> SearchResult:
     """Return the searched representations of training examples first .. first + count - 1 of `split`; see `search_pieces`."""
     pieces: list[Piece] = []
-    end = search_pieces(plan, network, split, first=first, count=count, device=device, take=pieces.append, on_progress=on_progress)
+    end = search_pieces(
+        plan, network, split, first=first, count=count, device=device, archive=archive, take=pieces.append, on_progress=on_progress
+    )
     return SearchResult(
         targets=[torch.cat(parts) for parts in zip(*(piece.targets for piece in pieces), strict=True)],
         before_NL=torch.cat([piece.before_NL for piece in pieces]),
@@ -107,6 +114,7 @@ def search_examples(
         solved=end.solved,
         evaluations=end.evaluations,
         seconds=end.seconds,
+        elites=[torch.cat(parts) for parts in zip(*(piece.elites for piece in pieces), strict=True)],
     )
 
 
@@ -120,11 +128,13 @@ def search_pieces(
     count: int,
     device: torch.device,
     take: Callable[[Piece], None],
+    archive: Archive | None = None,
     on_progress: Callable[[SearchProgress], None] = lambda progress: None,
     on_position: Callable[[Position], None] = lambda position: None,
 ) -> SearchProgress:
     """Search training examples first .. first + count - 1 of `split`, give `take` their results in order, and return the end.
 
+    `archive`: elites of these examples that are to be among the starting candidates.
     `on_progress` is called after each group of tiles, `on_position` after each generation of one; each may raise to stop the search.
     Raises `NumericalError` naming image, layer and generation if a fitness is not finite, `DatasetError` for a label that the network
     has no class for.
@@ -134,18 +144,22 @@ def search_pieces(
     searched = evaluation_network(network).to(device)
     tally = Tally(len(plan.layers))
     for group in groups_of(plan, split, first=first, count=count, device=device):
-        take(tally.add(search_group(plan, searched, group, on_position), group.real_WT))
+        take(tally.add(search_group(plan, searched, group, on_position, archive), group.real_WT))
         on_progress(tally.progress(time.monotonic() - begin))
     return tally.progress(time.monotonic() - begin)
 
 
 def search_group(
-    plan: SearchPlan, network: SearchableNetwork, group: Group, on_position: Callable[[Position], None] = lambda position: None
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    group: Group,
+    on_position: Callable[[Position], None] = lambda position: None,
+    archive: Archive | None = None,
 ) -> list[LayerResult]:
     """Return the results of every search layer for one group; `network` comes from `evaluation_network`."""
     searches = 1 if plan.strategy.traits.several else plan.searches
     steps = Steps(plan, searches, int(group.real_WT.sum()), on_position)
-    return _beside([_search_layers(plan, network, group, replicate, steps) for replicate in range(searches)])
+    return _beside([_search_layers(plan, network, group, replicate, steps, archive) for replicate in range(searches)])
 
 
 class Steps:
@@ -168,7 +182,9 @@ class Steps:
         return over
 
 
-def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int, steps: Steps) -> list[LayerResult]:
+def _search_layers(
+    plan: SearchPlan, network: SearchableNetwork, group: Group, replicate: int, steps: Steps, archive: Archive | None
+) -> list[LayerResult]:
     results: list[LayerResult] = []
     tiles = zip(group.images_WTCHW, group.index_WT, strict=True)
     own = [own_candidates(plan, network, images, index, replicate=replicate) for images, index in tiles]
@@ -180,8 +196,12 @@ def _search_layers(plan: SearchPlan, network: SearchableNetwork, group: Group, r
             if plan.chained:
                 # They hold what they have computed for layers that are not asked for.
                 own.clear()
+        starts_WTSX = torch.stack(starts)
+        if archive is not None:
+            name = layer_name(layer, network.logits_layer)
+            starts_WTSX = archive.starts(plan, network, position, name, starts_WTSX, group, replicate)
         over = steps.of_layer(position)
-        results.append(search_layer(plan, network, position, torch.stack(starts), group, replicate=replicate, on_generation=over))
+        results.append(search_layer(plan, network, position, starts_WTSX, group, replicate=replicate, on_generation=over))
     return results
 
 
@@ -195,6 +215,7 @@ def _beside(searches: list[list[LayerResult]]) -> list[LayerResult]:
             torch.cat([result.seeds_WTSX for result in results], dim=2),
             [torch.cat(values, dim=2) for values in zip(*(result.fitness for result in results), strict=True)],
             sum(result.evaluations for result in results),
+            torch.cat(elites, dim=2) if (elites := [r.elites_WTRKX for r in results if r.elites_WTRKX is not None]) else None,
         )
         for results in zip(*searches, strict=True)
     ]
@@ -212,6 +233,7 @@ class Tally:
         """Count the results of a group and return them, less its padding, on the CPU."""
         fitness = [[values[real_WT].cpu() for values in result.fitness] for result in results]
         targets = [result.targets_WTRX[real_WT].cpu() for result in results]
+        elites = [result.elites_WTRKX[real_WT].cpu() for result in results if result.elites_WTRKX is not None]
         before_NRL = torch.stack([values[0] for values in fitness], dim=-1)
         after_NRL = torch.stack([values[-1] for values in fitness], dim=-1)
         sums = [torch.stack([values.double().sum() for values in layer]) for layer in fitness]
@@ -221,9 +243,10 @@ class Tally:
         self._results += after_NRL[..., 0].numel()
         self._evaluations += sum(result.evaluations for result in results)
         if after_NRL.shape[1] > 1:
-            return Piece(targets, before_NRL, after_NRL)
+            return Piece(targets, before_NRL, after_NRL, elites)
         # One result per example needs no axis of results.
-        return Piece([target.squeeze(1) for target in targets], before_NRL.squeeze(1), after_NRL.squeeze(1))
+        targets, elites = ([values.squeeze(1) for values in arrays] for arrays in (targets, elites))
+        return Piece(targets, before_NRL.squeeze(1), after_NRL.squeeze(1), elites)
 
     def progress(self, seconds: float) -> SearchProgress:
         """Return where the search is."""

@@ -14,7 +14,8 @@ from repsearch.datasets.base import Data
 from repsearch.networks import SearchableNetwork, build_network, layer_name, load_arrays
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, StepClock
-from searcher.jobs import arrays_of, attributes_of, make_plan
+from searcher.archive import Archive, read_archive
+from searcher.jobs import arrays_of, attributes_of, dtypes_of, make_plan, references_of
 from searcher.search import Piece, Position, SearchPlan, SearchProgress, search_pieces
 from store import Reference, Store, open_store
 from store.parameters import read_parameters
@@ -70,10 +71,11 @@ def _search(
     names = [layer_name(layer, resident.network.logits_layer) for layer in resident.plan.layers]
     with clock.step("read"):
         resident.load(store, Reference(spec.network.path, spec.network.digest))
+        archive = read_archive(store, references_of(spec.archive), names, first=spec.first, count=spec.count)
     with clock.step("work"):
-        pieces, end = _searched(replace(resident.plan, round=spec.round), resident.network, data, spec, context)
+        pieces, end = _searched(replace(resident.plan, round=spec.round), resident.network, data, spec, archive, context)
     with clock.step("write"):
-        writer = store.begin(spec.output_path, rows=spec.count, dtypes=dict.fromkeys(names, config.store.dtype))
+        writer = store.begin(spec.output_path, rows=spec.count, dtypes=dtypes_of(names, config))
         with writer:
             for piece in pieces:
                 writer.append(arrays_of(names, piece))
@@ -87,7 +89,7 @@ def _search(
 
 
 def _searched(
-    plan: SearchPlan, network: SearchableNetwork, data: Data, spec: jobs_pb2.SearchSpec, context: JobContext
+    plan: SearchPlan, network: SearchableNetwork, data: Data, spec: jobs_pb2.SearchSpec, archive: Archive | None, context: JobContext
 ) -> tuple[list[Piece], SearchProgress]:
     def check(position: Position) -> None:
         context.check()
@@ -101,6 +103,7 @@ def _searched(
         count=spec.count,
         device=torch.device(context.device),
         take=pieces.append,
+        archive=archive,
         on_position=check,
     )
     return pieces, end

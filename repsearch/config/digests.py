@@ -13,7 +13,7 @@ _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
 _ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"fitness": 0},
-    "search": {"below": "found", "step": None, "nudge": None, "relative": False, "precision": "float32"},
+    "search": {"below": "found", "step": None, "nudge": None, "relative": False, "archive": 0, "precision": "float32"},
 }
 """Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
 _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {

@@ -49,6 +49,9 @@ class SearchConfig(Section):
     """What is stored for a block is the way from the network's own representation to the target, and the learner
     adds it to its own output, without gradient. A target then stays as far ahead where the learner is rounds ahead of the network
     searched, or normalises by a batch's statistics. Logits stay targets."""
+    archive: int = Field(default=0, ge=0)
+    """Fittest candidates of each image's last population that are stored, per search layer, and are among the image's starting candidates
+    when a learned network is searched next; there they are evaluated anew. Strategy `evolution`, at most its parents. 0: none."""
     network: PluginTable = Field(default_factory=dict)
     """Fields in which the searched, untrained network of round 0 differs from `[network]`, such as `convolutions`."""
     input_noise: float = Field(default=0.1, ge=0)
@@ -182,7 +185,7 @@ class RoundsConfig(Section):
     """Widenings; the plateau after the last one ends the run."""
     keep: KeepConfig = KeepConfig()
     """What stays of rounds that are done: `{rounds = N}` removes the targets and networks of all but the last N rounds while the run goes
-    on; figures stay. Without it everything is kept."""
+    on, and of what later rounds need; figures stay. Without it everything is kept."""
 
     @field_validator("schedule")
     @classmethod

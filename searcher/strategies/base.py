@@ -61,6 +61,7 @@ class Traits:
     monotone: the fitness of `best` never falls from one generation to the next.
     measured: what `best` returns has been evaluated. Where not, the loop evaluates it at the end.
     stops: examples may finish early; `Best.finished_B` says which.
+    elites: the most candidates that `Best.elites_BKGM` has, and that an example can have among its starting candidates, beside the first.
     one_key: an example has one key, in all rounds, layers and independent searches.
     depends_on: what results depend on besides images, labels and network: the run's `seed`, the `round`.
     """
@@ -71,6 +72,7 @@ class Traits:
     monotone: bool = True
     measured: bool = True
     stops: bool = False
+    elites: int = 0
     one_key: bool = False
     depends_on: frozenset[Literal["seed", "round"]] = frozenset({"seed", "round"})
 
@@ -80,13 +82,15 @@ class Best:
     """What a strategy has found so far.
 
     targets_BRGM, fitness_BR: the results, the first one first in rank. seeds_BSGM: what the next layer starts from; the first is the
-    first result. finished_B: examples that need no further generation; None: all of them go on to the end.
+    first result. finished_B: examples that need no further generation; None: all of them go on to the end. elites_BKGM: the fittest
+    candidates of the last population, fittest first; None: the strategy keeps none.
     """
 
     targets_BRGM: Tensor
     fitness_BR: Tensor
     seeds_BSGM: Tensor
     finished_B: Tensor | None = None
+    elites_BKGM: Tensor | None = None
 
 
 class SearchStrategy(Protocol[StateT]):

@@ -88,7 +88,7 @@ class Evolution:
     def traits(self) -> Traits:
         """See `Traits`."""
         best = self.target == "best"
-        return Traits(monotone=best, measured=best, stops=self.stop_probability is not None)
+        return Traits(monotone=best, measured=best, stops=self.stop_probability is not None, elites=self.parents)
 
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
         """Raise `ConfigError` unless every schedule has one value per search layer, and the blur fits the layers' maps."""
@@ -202,6 +202,7 @@ class Evolution:
             fitness_BR=state.fitness_BK[:, :1],
             seeds_BSGM=torch.cat([target_B1GM, others_BSGM], dim=1),
             finished_B=passes_bound(state.fitness_BK[:, 0], self.stop_probability),
+            elites_BKGM=state.parents_BKGM,
         )
 
     def _draws(self, state: EvolutionState, parents: int, first: int, second: int) -> Tensor:

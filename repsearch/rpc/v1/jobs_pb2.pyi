@@ -108,7 +108,7 @@ class Reference(_message.Message):
     def __init__(self, path: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class SearchSpec(_message.Message):
-    __slots__ = ("round", "shard", "attempt", "first", "count", "network", "trained", "output_path")
+    __slots__ = ("round", "shard", "attempt", "first", "count", "network", "trained", "output_path", "archive")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class SearchSpec(_message.Message):
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     TRAINED_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_FIELD_NUMBER: _ClassVar[int]
     round: int
     shard: int
     attempt: int
@@ -125,7 +126,8 @@ class SearchSpec(_message.Message):
     network: Reference
     trained: bool
     output_path: str
-    def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., attempt: _Optional[int] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., network: _Optional[_Union[Reference, _Mapping]] = ..., trained: _Optional[bool] = ..., output_path: _Optional[str] = ...) -> None: ...
+    archive: _containers.RepeatedCompositeFieldContainer[Reference]
+    def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., attempt: _Optional[int] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., network: _Optional[_Union[Reference, _Mapping]] = ..., trained: _Optional[bool] = ..., output_path: _Optional[str] = ..., archive: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ...) -> None: ...
 
 class LearnSpec(_message.Message):
     __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network", "first", "count", "state", "state_path", "unevaluated")
