@@ -13,6 +13,7 @@ import repsearch
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, variants_of
 from orchestrator.report import RoundReport, imagined
 from orchestrator.runs import check_root, run_root
+from repsearch.archives import check_archive
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, OBJECTIVES, STRATEGIES
@@ -215,6 +216,7 @@ def _check_search(
         raise ConfigError(f"search.layers: {layers} is not in increasing order; list each layer once, from the input up, {LOGITS!r} last")
     searched = [(len(data.classes),) if layer == LOGITS else shapes[int(layer)] for layer in layers]
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
+    check_archive(config.search, strategy)
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
     tile_of(config, data, strategy, networks)

@@ -16,6 +16,7 @@ from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.segments import pruned_before, streamed_reports
 from orchestrator.streaming import stream_rounds
 from orchestrator.work import Work, document_there
+from repsearch.archives import archive_reach
 from store import Reference, Store, layout
 
 
@@ -125,7 +126,8 @@ def _prune(work: Work, plan: RoundPlan) -> None:
         folders.append(layout.state_folder(round - 1))
     keep = work.run.config.rounds.keep.rounds
     if keep is not None:
-        folders += _old(work, min(round + 1 - keep, *(used for used in (plan.searched_round, plan.warm_round, round) if used is not None)))
+        used = (plan.searched_round, plan.warm_round, round, round + 1 - archive_reach(work.run.config, work.windows))
+        folders += _old(work, min(round + 1 - keep, *(number for number in used if number is not None)))
     for folder in folders:
         for name in store.committed(folder):
             if layout.removable_round(f"{folder}/{name}") is not None or not folder.endswith("/network"):

@@ -103,10 +103,11 @@ def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRec
     if network is None:
         return _record(work, plan, None, {}, 0.0)
     shards = shards_of(work.windows.of(plan.round), work.run.config.searcher.shard_examples)
+    archive = _archives(work, plan, shards)
     attempts = _attempts(work, plan.round)
-    accepted = _accepted(work, plan, network, shards, attempts)
+    accepted = _accepted(work, plan, network, shards, archive, attempts)
     missing = [shard for shard in range(len(shards)) if shard not in accepted]
-    tasks = [_task(work, plan, network, shard, *shards[shard], attempts.get(shard, [])) for shard in missing]
+    tasks = [_task(work, plan, network, archive[shard], shard, *shards[shard], attempts.get(shard, [])) for shard in missing]
     # What an earlier opening of the run searched counts with its searchers' own clocks.
     seconds = sum(float(work.store.manifest(reference).attributes["seconds"]) for reference in accepted.values())
     seconds /= max(1, len(work.fleet.searchers))
@@ -141,7 +142,28 @@ def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: 
     return seconds
 
 
-def _task(work: Work, plan: RoundPlan, network: Reference, shard: int, first: int, count: int, attempts: Sequence[int]) -> Task:
+def _archives(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]]) -> list[list[Reference]]:
+    """Return for each of `shards` (first, count) those of the pass before whose elites its search starts from.
+
+    None without `search.archive`, in the first pass, and on the untrained network.
+    """
+    before = work.windows.before(plan.round)
+    if before is None or plan.searched_round is None or not work.config(plan).search.archive:
+        return [[] for _ in shards]
+    there = [(Reference(s["path"], s["digest"]), s["first"], s["first"] + s["count"]) for s in load_search(work.store, before).shards]
+    return [[reference for reference, begin, end in there if begin < first + count and first < end] for first, count in shards]
+
+
+def _task(
+    work: Work,
+    plan: RoundPlan,
+    network: Reference,
+    archive: Sequence[Reference],
+    shard: int,
+    first: int,
+    count: int,
+    attempts: Sequence[int],
+) -> Task:
     def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
         spec = jobs_pb2.SearchSpec(
             round=plan.round,
@@ -152,6 +174,7 @@ def _task(work: Work, plan: RoundPlan, network: Reference, shard: int, first: in
             network=as_message(network),
             trained=plan.searched_round is not None,
             output_path=layout.shard_path(plan.round, shard, attempt),
+            archive=[as_message(reference) for reference in archive],
         )
         return work.request(daemon, "search", plan.round, shard, attempt, plan=plan, search=spec)
 
@@ -186,6 +209,7 @@ def _accepted(
     plan: RoundPlan,
     network: Reference,
     shards: Sequence[tuple[int, int]],
+    archive: Sequence[Sequence[Reference]],
     attempts: Mapping[int, Sequence[int]],
 ) -> dict[int, Reference]:
     """References of the committed attempts that an earlier opening of the run left, the newest whole one that fits of each shard."""
@@ -195,7 +219,7 @@ def _accepted(
             path = layout.shard_path(plan.round, shard, attempt)
             try:
                 reference = reference_at(work.store, path)
-                fits = shard < len(shards) and _fits(work, plan, work.store.manifest(reference), network, *shards[shard])
+                fits = shard < len(shards) and _fits(work, plan, work.store.manifest(reference), network, archive[shard], *shards[shard])
                 if fits:
                     verify_group(work.store, reference)
                     accepted[shard] = reference
@@ -205,7 +229,7 @@ def _accepted(
     return accepted
 
 
-def _fits(work: Work, plan: RoundPlan, found: Manifest, network: Reference, first: int, count: int) -> bool:
+def _fits(work: Work, plan: RoundPlan, found: Manifest, network: Reference, archive: Sequence[Reference], first: int, count: int) -> bool:
     expected = {
         "run_id": work.run.run_id,
         "search_digest": work.digest(plan, "search"),
@@ -214,7 +238,8 @@ def _fits(work: Work, plan: RoundPlan, found: Manifest, network: Reference, firs
         "first": first,
         "count": count,
     }
-    return all(found.attributes.get(name) == value for name, value in expected.items())
+    same = found.attributes.get("archive", []) == [as_document(reference) for reference in archive]
+    return same and all(found.attributes.get(name) == value for name, value in expected.items())
 
 
 def written(work: Work, job: jobs_pb2.Job) -> Reference:

@@ -76,6 +76,7 @@ class FakeDaemon:
             "search_digest": "s"
             if request.config_json == self.usual
             else search_digest(RunConfig.model_validate_json(request.config_json)),
+            **({"archive": [{"path": used.path, "digest": used.digest} for used in spec.archive]} if spec.archive else {}),
             "dataset_digest": request.dataset_digest,
             "network_digest": spec.network.digest,
             **{name: getattr(spec, name) for name in ("attempt", "first", "count")},
@@ -102,7 +103,7 @@ class Setting:
         self.store = MemoryStore()
         learn = {"epochs": 2, "start": rounds.pop("start", "fresh")}
         strategy = rounds.pop("strategy", {"name": "evolution", **SCHEDULE})
-        table = {"search": {"layers": [0, "logits"], "strategy": strategy}, "learn": learn}
+        table = {"search": {"layers": [0, "logits"], "strategy": strategy, "archive": rounds.pop("archive", 0)}, "learn": learn}
         table |= {"dataset": {"name": "digits", "fitness": rounds.pop("fitness", 0)}}
         config = parse_config({**table, "rounds": {"count": 2, **rounds}, "searcher": {"shard_examples": 20}})
         dataset = {"name": "made-up", "digest": "d", "classes": ["a", "b"], "train": EXAMPLES, "validation": 1, "test": 1}

@@ -23,6 +23,7 @@ from orchestrator.streaming.feeds import Feed, News, StreamDaemon
 from orchestrator.streaming.rounds import Given, Learned, Searched, report_of
 from orchestrator.streaming.schedule import Schedule
 from orchestrator.work import Work, as_message
+from repsearch.archives import archive_reach
 from repsearch.errors import DaemonError, JobError
 from repsearch.rpc.v1 import jobs_pb2
 from store import Reference, layout
@@ -40,7 +41,9 @@ def stream_rounds(work: Work, policy: RoundPolicy, plan: RoundPlan) -> list[Roun
     assert plan.stream is not None
     count, stream = work.run.config.rounds.count, plan.stream
     attempt, failures = work.run.term * ATTEMPTS_PER_TERM + 1, 0
-    with Committer(work, least_kept=stream.max_staleness + 2) as committer:
+    # A window may be under way with a network, and an archive, from `max_staleness` rounds before the newest.
+    least_kept = stream.max_staleness + 2 + archive_reach(work.run.config, work.windows)
+    with Committer(work, least_kept=least_kept) as committer:
         committer.replay()
         work.display.begin("streamed rounds", count, "rounds")
         while policy.next(committer.reports, work.run.config) is not None:
@@ -158,12 +161,23 @@ class Stream:
             network=as_message(self._network),
             trained=learned >= 0,
             output_path=layout.stream_paths(round, self.attempt)[0],
+            archive=self._archive_of(round),
         )
         given = Given(round=round, window=window, attempt=self.attempt, time=time.monotonic(), network_round=learned, network=self._network)
         try:
             feed.push(jobs_pb2.Item(search=spec), given)
         except DaemonError as error:
             self._lose(feed, error)
+
+    def _archive_of(self, round: int) -> list[jobs_pb2.Reference]:
+        """Return the targets of the newest round learned that had the window of `round`, with its elites."""
+        windows, learned = self._work.windows, self._schedule.learned
+        if learned < 0 or not self._work.run.config.search.archive:
+            return []
+        before = windows.before(round)
+        while before is not None and before > learned:
+            before = windows.before(before)
+        return [] if before is None else [jobs_pb2.Reference(**shard) for shard in self._reports[before].shards]
 
     def _handle(self, news: News) -> None:
         if news.feed is not self._learner and news.feed not in self._searchers:
