@@ -1,6 +1,6 @@
 """What overlap is worth: the same streamed run with search and learning alternating, and with both at once on a core each.
 
-    python benchmarks/overlap.py [--data DIR] [--seeds 2] [--rounds 160] [--max-staleness 1] [--json FILE]
+    python benchmarks/overlap.py [--data DIR] [--seeds 2] [--rounds 160] [--max-staleness 2] [--json FILE]
 
 MNIST (`configs/mnist-streaming.toml`) if the data are there (`--data`, or REPSEARCH_DATA), else digits. Searcher and learner have one
 thread each. First the search effort (candidates per image) is chosen so that searching a window takes as long as learning it, from short
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("REPSEARCH_DATA"), help="folder with MNIST/raw")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=160)
-    parser.add_argument("--max-staleness", type=int, default=1)
+    parser.add_argument("--max-staleness", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
