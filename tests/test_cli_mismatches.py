@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from repsearch.serving import PROTOCOL_VERSION
 from tests.orchestrator_runs import orchestrator, write_config
 
 SEARCHER = "from searcher.cli import main; main()"
@@ -43,7 +44,7 @@ def refused(folder: Path, *settings: str) -> tuple[int, str]:
     ("patch", "message"),
     [
         ("import repsearch; repsearch.__version__ = '9.9.9'", "it is version 9.9.9, we are"),
-        ("import repsearch.serving as serving; serving.PROTOCOL_VERSION = 99", "it speaks protocol 99, we speak 1"),
+        ("import repsearch.serving as serving; serving.PROTOCOL_VERSION = 99", f"it speaks protocol 99, we speak {PROTOCOL_VERSION}"),
     ],
 )
 def test_another_version_is_refused(patch: str, message: str, tmp_path: Path) -> None:

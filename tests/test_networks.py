@@ -23,7 +23,7 @@ from repsearch.networks import (
     to_arrays,
 )
 from repsearch.networks.convnet import ConvNet, halve, normalised
-from searcher.evaluation_network import FrozenNorm, evaluation_network, is_identity
+from searcher.evaluation_network import evaluation_network, is_identity
 from tests.networks import made_up_data, made_up_network, perturb
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -249,7 +249,7 @@ def test_an_evaluation_network_computes_what_the_network_computes() -> None:
     assert not any(is_identity(module) for module in searched.modules() if isinstance(module, torch.nn.Conv2d))
     with torch.no_grad():
         assert torch.allclose(searched(data.train.images), network(data.train.images), atol=1e-4)
-    assert any(isinstance(module, FrozenNorm) for module in searched.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in searched.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from orchestrator.policies.base import RoundPlan, StreamPlan, warm_round
+from orchestrator.policies.base import RoundPlan, StreamPlan
+from orchestrator.policies.closed_loop import ClosedLoop
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError
 
@@ -48,14 +49,6 @@ class Streaming:
 
     def next(self, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:
         """Return the plan of the next round; see `RoundPolicy.next`."""
-        number = len(history)
-        if number >= config.rounds.count:
-            return None
-        return RoundPlan(
-            round=number,
-            search=True,
-            searched_round=number - 1 if number > 0 else None,
-            warm_round=warm_round(number, config),
-            epochs=config.learn.epochs,
-            stream=StreamPlan(max_staleness=self.max_staleness, commit_seconds=self.commit_seconds),
-        )
+        plan = ClosedLoop().next(history, config)
+        stream = StreamPlan(max_staleness=self.max_staleness, commit_seconds=self.commit_seconds)
+        return replace(plan, stream=stream) if plan is not None else None
