@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("REPSEARCH_DATA"), help="folder with MNIST/raw")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=160)
-    parser.add_argument("--max-staleness", type=int, default=2)
+    parser.add_argument("--max-staleness", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
