@@ -214,6 +214,7 @@ def test_the_estimate_counts_what_is_left(tmp_path: Path, small: list[Row]) -> N
         ({"trials": 0}, "--trials: 0"),
         ({"jobs": 0}, "--jobs: 0"),
         ({"only": ("class cod",)}, "did you mean 'class code'"),
+        ({"values_from": Path("nowhere.json")}, "nowhere.json: there is no such file"),
     ],
 )
 def test_bad_orders_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

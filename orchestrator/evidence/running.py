@@ -91,6 +91,8 @@ class Plan:
             "scale": order.scale,
         }
         self.results = Results(order.out / f"{stem}.json", head)
+        if order.values_from is not None and not order.values_from.is_file():
+            raise ConfigError(f"--values-from {order.values_from}: there is no such file; give the .json of a table that was made")
         self._known = None if order.values_from is None else read(order.values_from)["rows"]
         for row in self.rows:
             self.given(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,12 +47,12 @@ class Around:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut(Around):
+class Cut(Around, ABC):
     """A policy that may end the inner one early, after `cut` rounds; the inner policy's closing round then follows."""
 
+    @abstractmethod
     def cut(self, history: Sequence[RoundReport], config: RunConfig) -> tuple[int, str] | None:
         """Return after how many rounds of `history` the run ends, and why; None if it goes on."""
-        raise NotImplementedError
 
     def next(self, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:
         """Return the inner policy's plan, its closing round after the cut, and None after that."""
