@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sqlite3
 import sys
@@ -102,6 +103,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no trials": ({"trials": 0, "space": SPACE}, r"sweep\.trials: .*(given: 0)"),
     "unknown field": ({"trial": 3, "space": SPACE}, "did you mean 'trials'"),
     "unknown sampler": ({"sampler": "bayes", "space": SPACE}, r"sweep\.sampler"),
+    "more keys than sobol has": (
+        {"sampler": "sobol", "space": {f"learn.key{key}": [1, 2] for key in range(33)}},
+        r'has 33 keys; the sampler "sobol" draws at most 32',
+    ),
     "a grid with ranges": ({"sampler": "grid", "space": SPACE}, r"lr\": a grid has no ranges"),
     "a value that a run refuses": ({"space": {"network.convolutions": [2, 3]}}, r"convolutions\": 3 is refused"),
     "an end that a run refuses": ({"space": {"learn.batch_size": {"low": 50, "high": 101}}}, "101 is refused: .*100 training examples"),
@@ -127,7 +132,7 @@ def test_a_configuration_without_a_sweep_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["plain.toml"]
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe"])
 def test_a_sweep_that_stops_goes_on_with_the_trials_it_would_have_had(tmp_path: Path, sampler: str) -> None:
     sweep = sweep_of(trials=6, sampler=sampler)
     whole, before, after = FakeWorkers(by_lr), FakeWorkers(by_lr, most=3), FakeWorkers(by_lr)
@@ -150,6 +155,21 @@ def test_another_seed_draws_other_values(tmp_path: Path) -> None:
         tmp_path / "b", parse_sweep({**BASELINE, "run": {"seed": 1}, "sweep": {"trials": 3, "sampler": "random", "space": SPACE}}), second
     )
     assert values(first) != values(second)
+
+
+def test_few_sobol_trials_are_even_over_the_space(tmp_path: Path) -> None:
+    space = {
+        "learn.optimiser.lr": {"low": 1e-3, "high": 1.6e-2, "log": True},
+        "network.convolutions": [2, 4],
+        "learn.epochs": {"low": 1, "high": 4},
+    }
+    workers = FakeWorkers(by_lr)
+    choose(tmp_path / "sobol", sweep_of(trials=4, sampler="sobol", space=space), workers)
+    configs = [request.config for request in workers.requests]
+    octaves = sorted(int(math.log2(config["learn"]["optimiser"]["lr"] / 1e-3)) for config in configs)
+    assert octaves == [0, 1, 2, 3]
+    assert sorted(config["network"]["convolutions"] for config in configs) == [2, 2, 4, 4]
+    assert sorted(config["learn"]["epochs"] for config in configs) == [1, 2, 3, 4]
 
 
 def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:

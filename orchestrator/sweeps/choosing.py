@@ -1,7 +1,7 @@
 """Trials of a sweep in Optuna's database: which values come next, what they gave, which are best.
 
 The database is the truth: a trial that was asked for and has no result is tried again first, with the same values. What a trial draws
-depends on the run's seed and its number (`random`), and on the results before it (`tpe`).
+depends on the run's seed and its number (`random`, `sobol`), and on the results before it (`tpe`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
 
-from orchestrator.sweeps.settings import Sweep
+from orchestrator.sweeps.settings import MOST_KEYS, Sweep
 from orchestrator.sweeps.space import Choice, Space
 from repsearch.seeding import seed_of
 
@@ -110,6 +112,8 @@ class Trials:
         if kind == "tpe":
             # Optuna's default of 10 random trials first would leave nothing of a short sweep.
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self._sweep.trials // 3)))
+        if kind == "sobol":
+            return Fixed(_spread(self._sweep.space, self._seed, number))
         return Fixed(self._combinations[number])
 
 
@@ -130,6 +134,17 @@ class Fixed(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         """Return the value of key `param_name`."""
         return self._values[param_name]
+
+
+def _spread(space: Space, seed: int, number: int) -> dict[str, Any]:
+    """Return point `number` of a scrambled Sobol sequence: of the first 2^n points, every half of a range and every value has its share.
+
+    A key's values depend on its place among the keys and on nothing else of the space.
+    """
+    sequence = qmc.Sobol(MOST_KEYS, rng=np.random.default_rng(seed_of(seed, "sobol")))
+    if number:
+        sequence.fast_forward(number)
+    return {key: part.at(float(share)) for (key, part), share in zip(space.items(), sequence.random()[0], strict=False)}
 
 
 def _combinations(space: Space, seed: int) -> list[dict[str, str]]:

@@ -19,20 +19,22 @@ if TYPE_CHECKING:
     from repsearch.datasets.base import Data
 
 TABLE = "sweep"
+MOST_KEYS = 32
+"""Keys that the sampler `sobol` can draw."""
 
 
 class SweepTable(BaseModel):
     """The table `[sweep]`.
 
     trials: values to try; with the sampler `grid` at most the number of combinations.
-    sampler: `random`; `tpe`, which draws where good values were; `grid`, every combination of lists.
+    sampler: `random`; `sobol`, even over the space, however few; `tpe`, drawn where good values were; `grid`, every combination of lists.
     prune: delete targets and networks of a trial once it is measured; its figures and journal stay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     trials: int = Field(default=8, ge=1)
-    sampler: Literal["random", "tpe", "grid"] = "tpe"
+    sampler: Literal["random", "sobol", "tpe", "grid"] = "tpe"
     prune: bool = False
     space: dict[str, Any]
 
@@ -74,6 +76,8 @@ def parse_sweep(table: Mapping[str, Any], source: str = "the configuration") -> 
     ranges = [key for key, part in sweep.space.items() if not isinstance(part, Choice)]
     if settings.sampler == "grid" and ranges:
         raise ConfigError(f'{where(ranges[0])}: a grid has no ranges; list the values, or set sweep.sampler = "tpe"')
+    if settings.sampler == "sobol" and len(sweep.space) > MOST_KEYS:
+        raise ConfigError(f'sweep.space: has {len(sweep.space)} keys; the sampler "sobol" draws at most {MOST_KEYS}, "random" any number')
     return sweep
 
 

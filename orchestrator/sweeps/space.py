@@ -42,6 +42,13 @@ class Range:
             return trial.suggest_int(key, self.low, self.high, log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
+    def at(self, share: float) -> float:
+        """Return the number at `share`, from 0 to 1, of the way from low to high."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        low, high = (self.low - 0.5, self.high + 0.5) if whole else (self.low, self.high)
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        return min(max(round(value), self.low), self.high) if whole else min(max(value, self.low), self.high)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -56,6 +63,10 @@ class Choice:
     def texts(self) -> list[str]:
         """The values as JSON: Optuna's choices must be scalars."""
         return [json.dumps(value) for value in self.values]
+
+    def at(self, share: float) -> str:
+        """Return the value at `share`, from 0 to 1, of the list, as JSON."""
+        return self.texts()[min(int(share * len(self.values)), len(self.values) - 1)]
 
     def suggest(self, trial: optuna.trial.Trial, key: str) -> Any:
         """Return the value of `key` in `trial`."""
