@@ -7,8 +7,10 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
     formats       arrays as stored: precision, chunks, digests
     documents     documents as bytes with their digest
     paths         which paths and names are accepted
-    files         files that appear whole or not at all
-    zarr_store    `ZarrStore`: a folder on a local or shared disk
+    access        `Files`: what a store does with files, wherever they lie
+    local_files   `LocalFiles`: those of a folder on a local or shared disk
+    files         files on a disk that appear whole or not at all
+    zarr_store    `ZarrStore`: groups and documents as files
     zarr_arrays   the arrays of one of its groups, through Zarr v3 (imported at first use)
     zarr_writing  how its groups are written (imported at first use)
     pieces        groups given piece by piece

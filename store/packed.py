@@ -11,14 +11,14 @@ A group of three arrays as a folder is fifteen files and folders; creating each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from repsearch.errors import StoreError
-from store import files, formats, manifest
+from store import formats, manifest
+from store.access import Files
 from store.base import Reference
 from store.formats import Form
 from store.manifest import ArrayInfo, Manifest
@@ -27,18 +27,20 @@ from store.paths import REDO
 SUFFIX = ".pack"
 _MAGIC = b"RSPACK1\n"
 _LENGTH_BYTES = 8
+_START_BYTES = 16_384
+"""Bytes read at first: the manifest, if it is of a usual size, so that a store far away is asked once for it."""
 
 
-def pack_of(place: Path) -> Path:
-    """Return the file of the group at `place`, whether it is there or not."""
-    return place.with_name(place.name + SUFFIX)
+def pack_of(path: str) -> str:
+    """Return the key of the file of the group `path`, whether it is there or not."""
+    return path + SUFFIX
 
 
 class PackWriter:
-    """The `Sink` of a group in one file, kept in memory until the commit, which `publish` makes visible: (file, bytes) -> bool."""
+    """The `Sink` of a group in one file, kept in memory until the commit."""
 
-    def __init__(self, path: str, file: Path, forms: Mapping[str, Form], publish: Callable[[Path, bytes], bool]) -> None:
-        self._path, self._file, self._forms, self._publish = path, file, forms, publish
+    def __init__(self, files: Files, path: str, forms: Mapping[str, Form]) -> None:
+        self._files, self._path, self._forms = files, path, forms
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in forms}
         self._rows = dict.fromkeys(forms, 0)
 
@@ -55,7 +57,7 @@ class PackWriter:
         head = manifest.encode(self._path, infos, attributes, {})
         body = [value.reshape(-1).view(np.uint8).tobytes() for value in values.values()]
         data = b"".join([_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head, *body])
-        if not self._publish(self._file, data):
+        if not self._files.write(pack_of(self._path), data, create=True, durable=False):
             raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
         return Reference(self._path, manifest.digest_of(head))
 
@@ -63,56 +65,65 @@ class PackWriter:
         """Do nothing: what was not committed was never written."""
 
 
-def read_manifest(path: str, file: Path, *, expected: str | None) -> Manifest:
-    """Return the manifest of the group `path` in `file`; raises `StoreError` if it is not whole."""
-    with file.open("rb") as opened:
-        return _head(path, file, opened, expected)
+def read_manifest(files: Files, path: str, *, expected: str | None) -> Manifest:
+    """Return the manifest of the group `path`; raises `StoreError` if it is not whole."""
+    return _head(files, path, expected)[0]
 
 
-def read_array(path: str, file: Path, name: str, rows: slice | None, *, expected: str | None) -> np.ndarray:
-    """Return an array of the group `path`, or some of its rows, every chunk checked; failures are those of `read_manifest`."""
-    with file.open("rb") as opened:
-        found = _head(path, file, opened, expected)
-        info = found.array(path, name)
-        selected, chunks = formats.span(info, rows)
-        body, names = opened.tell(), list(found.arrays)
-        offset = sum(_size(found.arrays[before]) for before in names[: names.index(name)])
-        if file.stat().st_size != body + sum(map(_size, found.arrays.values())):
-            raise StoreError(f"{path}: {file.name} is truncated or altered (its length differs); {REDO}")
-        values = _read(path, file, opened, name, info, chunks, body + offset)
+def read_array(files: Files, path: str, size: int, name: str, rows: slice | None, *, expected: str | None) -> np.ndarray:
+    """Return an array of the group `path`, or some of its rows, every chunk checked; failures are those of `read_manifest`.
+
+    size: of the group's file.
+    """
+    found, body, start = _head(files, path, expected)
+    info = found.array(path, name)
+    selected, chunks = formats.span(info, rows)
+    names = list(found.arrays)
+    offset = sum(_size(found.arrays[before]) for before in names[: names.index(name)])
+    if size != body + sum(map(_size, found.arrays.values())):
+        raise StoreError(f"{path}: {_name(path)} is truncated or altered (its length differs); {REDO}")
+    values = _empty(info, chunks)
+    if chunks:
+        first = body + offset + chunks.start * info.chunk_rows * (values.nbytes // max(1, len(values)))
+        whole = first + values.nbytes <= len(start)
+        data = start[first : first + values.nbytes] if whole else files.read(pack_of(path), first, values.nbytes)
+        _fill(values, data, path, name, info, chunks)
     return formats.decode(formats.select(values, chunks.start * info.chunk_rows, selected), info)
 
 
-def _head(path: str, file: Path, opened: BinaryIO, expected: str | None) -> Manifest:
-    start = opened.read(len(_MAGIC) + _LENGTH_BYTES)
-    length = int.from_bytes(start[len(_MAGIC) :], "little")
-    if len(start) < len(_MAGIC) + _LENGTH_BYTES or not start.startswith(_MAGIC) or length > file.stat().st_size:
-        raise StoreError(f"{path}: {file.name} is truncated or altered; {REDO}")
-    return manifest.decode(path, f"{path}{SUFFIX}", opened.read(length), expected=expected)
+def _head(files: Files, path: str, expected: str | None) -> tuple[Manifest, int, bytes]:
+    """Return the manifest, where the arrays begin, and the first bytes of the file, at least up to there."""
+    file = pack_of(path)
+    data = files.read(file, 0, _START_BYTES)
+    end = len(_MAGIC) + _LENGTH_BYTES + int.from_bytes(data[len(_MAGIC) :][:_LENGTH_BYTES], "little")
+    if data.startswith(_MAGIC) and len(data) == _START_BYTES < end <= (files.sizes([file])[0] or 0):
+        data = files.read(file, 0, end)
+    if not data.startswith(_MAGIC) or len(data) < max(end, len(_MAGIC) + _LENGTH_BYTES):
+        raise StoreError(f"{path}: {_name(path)} is truncated or altered; {REDO}")
+    return manifest.decode(path, file, data[len(_MAGIC) + _LENGTH_BYTES : end], expected=expected), end, data
 
 
-def _read(path: str, file: Path, opened: BinaryIO, name: str, info: ArrayInfo, chunks: range, start: int) -> np.ndarray:
+def _empty(info: ArrayInfo, chunks: range) -> np.ndarray:
+    """Return room for the rows of `chunks`; of an array without elements, all of it."""
     if not chunks:
         return np.zeros((0 if info.chunk_digests else info.shape[0], *info.shape[1:]), info.dtype)
-    first, stop = info.rows_of(chunks[0]).start, info.rows_of(chunks[-1]).stop
-    values = np.empty((stop - first, *info.shape[1:]), np.dtype(info.dtype).newbyteorder("<"))
-    opened.seek(start + first * (_size(info) // max(1, info.shape[0])))
-    opened.readinto(values.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
+    rows = info.rows_of(chunks[-1]).stop - info.rows_of(chunks[0]).start
+    return np.empty((rows, *info.shape[1:]), np.dtype(info.dtype).newbyteorder("<"))
+
+
+def _fill(values: np.ndarray, data: bytes, path: str, name: str, info: ArrayInfo, chunks: range) -> None:
+    """Make `values`, the rows of `chunks`, what `data` holds; raises `StoreError` naming the chunk that is not what was written."""
+    values.reshape(-1).view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
     for chunk in chunks:
-        rows = info.rows_of(chunk)
-        if formats.chunk_digest(values[rows.start - first : rows.stop - first]) != info.chunk_digests[chunk]:
-            raise StoreError(f"{path}: chunk {chunk} of array {name!r} in {file.name} is not what was written (its digest differs); {REDO}")
-    return values
+        rows = slice((chunk - chunks.start) * info.chunk_rows, (chunk - chunks.start + 1) * info.chunk_rows)
+        if len(data) != values.nbytes or formats.chunk_digest(values[rows]) != info.chunk_digests[chunk]:
+            what = f"chunk {chunk} of array {name!r} in {_name(path)}"
+            raise StoreError(f"{path}: {what} is not what was written (its digest differs); {REDO}")
+
+
+def _name(path: str) -> str:
+    return pack_of(path).rpartition("/")[2]
 
 
 def _size(info: ArrayInfo) -> int:
     return math.prod(info.shape) * np.dtype(info.dtype).itemsize
-
-
-def publish(file: Path, data: bytes) -> bool:
-    """Write `data` as `file`, whole or not at all, without waiting for the disk; False if it is there."""
-    if file.exists():
-        return False
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_file(file, data, durable=False)
-    return True

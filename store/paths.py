@@ -36,6 +36,12 @@ def check_document_path(path: str) -> str:
     return path
 
 
+def ancestors(path: str) -> list[str]:
+    """Return `path` and the folders it lies in, innermost first, "" (the root) last."""
+    parts = path.split("/") if path else []
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
 def is_document_name(name: str) -> bool:
     """Whether a file of this name is a document."""
     return name.endswith(".json") and not name.startswith(".") and name not in (MANIFEST, METADATA)

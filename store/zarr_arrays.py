@@ -1,4 +1,4 @@
-"""Arrays of one group folder: created empty through Zarr, read by chunks, every chunk checked against the manifest.
+"""Arrays of one group: described by Zarr, read by chunks, every chunk checked against the manifest.
 
 Zarr alone reads a missing chunk as zeros and keeps no digest; here the manifest says which chunks exist and what they hold.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -21,6 +20,7 @@ from zarr.storage import MemoryStore
 
 from repsearch.errors import StoreError
 from store import formats
+from store.access import Files
 from store.files import failures
 from store.manifest import ArrayInfo, Manifest
 from store.paths import METADATA, REDO
@@ -28,22 +28,13 @@ from store.paths import METADATA, REDO
 _CHECKSUM_BYTES = 4
 
 
-def create_arrays(folder: Path, forms: Mapping[str, formats.Form]) -> dict[str, str]:
-    """Create a Zarr group with empty arrays in `folder`; return the hex SHA-256 of each metadata file, by path in the group."""
+def metadata_of(forms: Mapping[str, formats.Form]) -> dict[str, bytes]:
+    """Return the metadata files of a Zarr group with empty arrays, by path in the group."""
     metadata = {METADATA: _group_metadata()}
     for name, form in forms.items():
         chunks = (form.chunk_rows, *(max(1, size) for size in form.shape[1:]))
         metadata[f"{name}/{METADATA}"] = _array_metadata(form.shape, chunks, form.dtype)
-    try:
-        folder.mkdir(parents=True)
-        for name in forms:
-            (folder / name).mkdir()
-        for file, data in metadata.items():
-            with (folder / file).open("xb", buffering=0) as opened:
-                opened.write(data)
-    except FileExistsError:
-        raise StoreError(f"{folder}: another writer is at work there; use a path of its own for each attempt") from None
-    return {file: hashlib.sha256(data).hexdigest() for file, data in metadata.items()}
+    return metadata
 
 
 # Zarr takes 2 ms to create an array, which is as long as writing 1 MB, and the groups of a run have the same arrays over and over.
@@ -71,16 +62,11 @@ def _group_metadata() -> bytes:
     return bytes(created[METADATA].to_bytes())
 
 
-def metadata_files(arrays: Iterable[str]) -> list[str]:
-    """Return the paths, in the group, of the metadata of a group with `arrays`."""
-    return [METADATA, *(f"{name}/{METADATA}" for name in arrays)]
-
-
 @dataclass(frozen=True)
 class GroupFolder:
-    """A committed group: where it lies, its path in the store (for messages), and what it has to hold."""
+    """A committed group: the files of its store, its path there, and what it has to hold."""
 
-    folder: Path
+    files: Files
     path: str
     manifest: Manifest
 
@@ -108,24 +94,24 @@ class GroupFolder:
         rest = (info.chunk_rows - len(values)) * row_bytes + _CHECKSUM_BYTES
         place: np.ndarray = values.reshape(-1).view(np.uint8)
         try:
-            with (self.folder / chunk_file(name, len(info.shape), chunk)).open("rb") as file:
-                read = file.readinto(place.data)
-                after = file.read(rest + 1)
+            data = self.files.read(f"{self.path}/{chunk_file(name, len(info.shape), chunk)}", 0, len(place) + rest + 1)
         except FileNotFoundError:
             raise self._damaged(name, chunk, "is missing") from None
         except OSError as error:
             raise self._damaged(name, chunk, f"is truncated or altered ({error})") from error
-        if (read, len(after)) != (len(place), rest):
-            raise self._damaged(name, chunk, f"is truncated or altered ({read + len(after)} bytes, not {len(place) + rest})")
-        checksum = google_crc32c.extend(google_crc32c.extend(0, place), after[:-_CHECKSUM_BYTES])
-        if checksum.to_bytes(_CHECKSUM_BYTES, "little") != after[-_CHECKSUM_BYTES:]:
+        if len(data) != len(place) + rest:
+            raise self._damaged(name, chunk, f"is truncated or altered ({len(data)} bytes, not {len(place) + rest})")
+        stored = np.frombuffer(data, np.uint8)
+        checksum = google_crc32c.extend(0, stored[:-_CHECKSUM_BYTES])
+        if checksum.to_bytes(_CHECKSUM_BYTES, "little") != data[-_CHECKSUM_BYTES:]:
             raise self._damaged(name, chunk, "is truncated or altered (its checksum differs)")
+        place[:] = stored[: len(place)]
         if formats.chunk_digest(values) != info.chunk_digests[chunk]:
             raise self._damaged(name, chunk, "is not what was written (its digest differs)")
 
     def _check_metadata(self, file: str) -> None:
         with failures(f"{self.path}/{file}: cannot be read ({REDO})"):
-            if _file_digest(self.folder / file) != self.manifest.metadata.get(file):
+            if hashlib.sha256(self.files.read(f"{self.path}/{file}")).hexdigest() != self.manifest.metadata.get(file):
                 raise StoreError(f"{self.path}/{file}: is not what was written (its digest differs); {REDO}")
 
     def _damaged(self, name: str, chunk: int, problem: str) -> StoreError:
@@ -136,7 +122,3 @@ class GroupFolder:
 def chunk_file(name: str, dimensions: int, chunk: int) -> str:
     """Return the path, in the group, of a chunk of an array; chunks are cut along the first of its dimensions only."""
     return ".".join([f"{name}/c", str(chunk), *("0" for _ in range(dimensions - 1))])
-
-
-def _file_digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -10,23 +10,25 @@ neither a digest nor a flushed file: the bytes of a piece are encoded once, then
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from io import FileIO
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from repsearch.errors import StoreError
-from store import files, manifest
+from store import manifest
+from store.access import Files, Output
 from store.base import Reference
+from store.files import failures
 from store.formats import Form
-from store.paths import MANIFEST
-from store.zarr_arrays import chunk_file, create_arrays, metadata_files
+from store.paths import MANIFEST, ancestors
+from store.zarr_arrays import chunk_file, metadata_of
 
 _WORKERS = 4
 _SIDE_BY_SIDE_BYTES = 1_000_000
@@ -39,10 +41,10 @@ _FLUSHERS = 16
 class Chunk:
     """A chunk file being filled; `digest` is that of its rows once it is complete."""
 
-    def __init__(self, path: Path, form: Form) -> None:
-        self.path, self._form = path, form
+    def __init__(self, files: Files, key: str, form: Form) -> None:
+        self._files, self._key, self._form = files, key, form
         self.digest = ""
-        self._file: FileIO | None = None
+        self._file: Output | None = None
         self._sha256 = hashlib.sha256()
         self._crc32c = 0
         self._rows = 0
@@ -50,7 +52,7 @@ class Chunk:
     def add(self, values: np.ndarray, first_row: int, *, last: bool) -> None:
         """Append `values`, rows of the array from `first_row` on; `last`: the chunk is complete then."""
         if self._file is None:
-            self._file = _created(self.path)
+            self._file = _created(self._files, self._key)
         step = max(1, _BLOCK_BYTES // max(1, self._form.row_bytes))
         for start in range(0, len(values), step):
             block = values[start : start + step]
@@ -61,7 +63,7 @@ class Chunk:
         if last:
             # In the file every chunk has its full size; the digest is that of the rows there are.
             self._write(self._file, np.zeros((self._form.chunk_rows - self._rows) * self._form.row_bytes, np.uint8))
-            _write_all(self._file, memoryview(self._crc32c.to_bytes(4, "little")))
+            self._file.write(memoryview(self._crc32c.to_bytes(4, "little")))
             self.digest = self._sha256.hexdigest()
             self.close()
 
@@ -70,16 +72,21 @@ class Chunk:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, file: FileIO, data: np.ndarray) -> None:
+    def flush(self) -> None:
+        """Have the complete chunk stay."""
+        assert self._file is not None
+        _flush(self._file, self._key)
+
+    def _write(self, file: Output, data: np.ndarray) -> None:
         self._crc32c = google_crc32c.extend(self._crc32c, data)
-        _write_all(file, data.data)
+        file.write(data.data)
 
 
 class ArrayFiles:
     """The chunk files of one array."""
 
-    def __init__(self, folder: Path, name: str, form: Form) -> None:
-        self._folder, self._name, self.form = folder, name, form
+    def __init__(self, files: Files, path: str, name: str, form: Form) -> None:
+        self._files, self._path, self._name, self.form = files, path, name, form
         self.row = 0
         self.chunks: list[Chunk] = []
 
@@ -88,8 +95,8 @@ class ArrayFiles:
         size = self.form.chunk_rows if self.form.chunks and len(values) else 0
         for start in range(self.row - self.row % size, self.row + len(values), size) if size else ():
             if start // size == len(self.chunks):
-                path = self._folder / chunk_file(self._name, len(self.form.shape), len(self.chunks))
-                self.chunks.append(Chunk(path, self.form))
+                key = f"{self._path}/{chunk_file(self._name, len(self.form.shape), len(self.chunks))}"
+                self.chunks.append(Chunk(self._files, key, self.form))
             chunk = self.chunks[start // size]
             first, end = max(start, self.row), min(start + size, self.row + len(values))
             last = end == min(start + size, self.form.shape[0])
@@ -98,15 +105,16 @@ class ArrayFiles:
 
 
 class GroupFiles:
-    """The `Sink` of a group in the new folder `folder`; `root` is the store's. Used by one thread at a time."""
+    """The `Sink` of the group `path`, new among `files`. Used by one thread at a time."""
 
-    def __init__(self, path: str, folder: Path, root: Path, forms: Mapping[str, Form]) -> None:
-        self._path, self._folder, self._root = path, folder, root
+    def __init__(self, files: Files, path: str, forms: Mapping[str, Form]) -> None:
+        self._files, self._path = files, path
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="chunks")
         self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flush")
         self._flushes: list[Future[None]] = []
-        self._metadata = create_arrays(folder, forms)
-        self._arrays = {name: ArrayFiles(folder, name, form) for name, form in forms.items()}
+        self._metadata = metadata_of(forms)
+        self._described = {key: _written(files, key, data) for key, data in self._keys(self._metadata)}
+        self._arrays = {name: ArrayFiles(files, path, name, form) for name, form in forms.items()}
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Append rows to the arrays; what fails first, in the order of the arrays, is raised."""
@@ -121,14 +129,17 @@ class GroupFiles:
 
     def commit(self, attributes: Mapping[str, Any]) -> Reference:
         """Flush everything, write the manifest, and return the group's reference."""
-        places = [self._folder, *(self._folder / name for name in self._arrays), *files.ancestors(self._folder, self._root)[1:]]
         infos = {name: array.form.info([chunk.digest for chunk in array.chunks]) for name, array in self._arrays.items()}
-        data = manifest.encode(self._path, infos, attributes, self._metadata)
+        metadata = {file: hashlib.sha256(content).hexdigest() for file, content in self._metadata.items()}
+        data = manifest.encode(self._path, infos, attributes, metadata)
         with self._failures():
-            self._flush(*places, *(self._folder / file for file in metadata_files(self._arrays)))
+            for folder in (*ancestors(self._path), *(f"{self._path}/{name}" for name in self._arrays)):
+                self._flush(functools.partial(self._files.flush_folder, folder))
+            for key, output in self._described.items():
+                self._flush(functools.partial(_flush, output, key))
             for flush in self._flushes:
                 flush.result()
-            if not files.create_file(self._folder / MANIFEST, data):
+            if not self._files.write(f"{self._path}/{MANIFEST}", data, create=True):
                 raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
         return Reference(self._path, manifest.digest_of(data))
 
@@ -141,28 +152,44 @@ class GroupFiles:
                 chunk.close()
 
     def _failures(self) -> AbstractContextManager[None]:
-        return files.failures(f"{self._path}: cannot be written in {self._root}")
+        return failures(f"{self._path}: cannot be written in {self._files}")
+
+    def _keys(self, files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        return ((f"{self._path}/{file}", data) for file, data in files.items())
 
     def _do(self, chunk: Chunk, add: Callable[[], None], last: bool) -> None:
         add()
         if last:
-            self._flush(chunk.path)
+            self._flush(chunk.flush)
 
-    def _flush(self, *places: Path) -> None:
+    def _flush(self, flush: Callable[[], None]) -> None:
         # Together, because a journalling file system commits concurrent flushes at once: 17 files take 5 ms, one by one 55 ms.
-        self._flushes.extend(self._flushers.submit(files.sync, place) for place in places)
+        self._flushes.append(self._flushers.submit(flush))
 
 
-def _created(path: Path) -> FileIO:
+def _created(files: Files, key: str) -> Output:
     try:
-        return path.open("xb", buffering=0)
+        return files.output(key)
     except FileExistsError:
-        raise StoreError(f"{path}: another writer is at work there; use a path of its own for each attempt") from None
+        raise _at_work(key) from None
 
 
-def _write_all(file: FileIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
+def _written(files: Files, key: str, data: bytes) -> Output:
+    output = _created(files, key)
+    with contextlib.closing(output):
+        output.write(memoryview(data))
+    return output
+
+
+def _flush(output: Output, key: str) -> None:
+    try:
+        output.flush()
+    except FileExistsError:
+        raise _at_work(key) from None
+
+
+def _at_work(key: str) -> StoreError:
+    return StoreError(f"{key}: another writer is at work there; use a path of its own for each attempt")
 
 
 def _adding(chunk: Chunk, values: np.ndarray, first_row: int, last: bool) -> Callable[[], None]:
