@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from searcher import reports
 from searcher.jobs import run_job
 from searcher.writing import PENDING, Background
 from store import Reference, ZarrStore, layout
+from store.local_files import LocalFile
 from store.parameters import write_parameters
 from tests.learner_support import Recorder, digits_config, network_for, request_for
 
@@ -121,10 +121,10 @@ def test_pieces_wait_rather_than_fill_the_memory() -> None:
 def test_a_full_disk_fails_the_job_and_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = job(tmp_path)
 
-    def full(file: io.FileIO, data: memoryview) -> None:
+    def full(file: LocalFile, data: memoryview) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("store.zarr_writing._write_all", full)
+    monkeypatch.setattr("store.local_files.LocalFile.write", full)
     with pytest.raises(StoreError, match=rf"{OUTPUT}: cannot be written in .*run: No space left on device; make room on the disk"):
         run_job(request, Recorder(store_root=tmp_path))
     assert writers() == []
