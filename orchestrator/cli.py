@@ -134,6 +134,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder for results and page.")] = Path("evidence"),
     row: Annotated[list[str] | None, typer.Option("--row", help="Make this row alone; repeatable.")] = None,
     values_from: Annotated[Path | None, typer.Option(help="Result file whose chosen values are taken; no trials then.")] = None,
+    equal_seconds: Annotated[str, typer.Option(help="Row of --values-from; make every row as long as it took there.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the time from runs that are there.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Run the first trial of every row and estimate the time; the trials count.")] = False,
 ) -> None:
@@ -155,6 +156,7 @@ def reproduce(
             out=out,
             only=tuple(row or ()),
             values_from=values_from,
+            equal_seconds=equal_seconds,
         )
         perform(order, _console(), dry_run=dry_run, time=time)
 

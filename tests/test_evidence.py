@@ -147,6 +147,29 @@ def test_values_chosen_for_another_table_need_no_trials(tmp_path: Path, small: l
         Plan(order(tmp_path, images=500, values_from=source))
 
 
+def test_rows_are_made_as_long_as_one_took(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed = {"policy": {"name": "streaming"}, "count": 36, "examples_per_round": 125}
+    small.append(dataclasses.replace(small[1], name="streaming", settings={**small[1].settings, "rounds": streamed}))
+    perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
+    source = tmp_path / "out" / "table1-mnist-300.json"
+    document = json.loads(source.read_text())
+    # Cross-entropy learns 12 epochs in 10 s; the code searches for 20 s and learns 12 epochs in 20 s; streaming is 12 passes in 100 s.
+    times = {"cross-entropy": (0, 10, 10), "class code": (20, 20, 40), "streaming": (60, 40, 100)}
+    for row in document["rows"]:
+        row["search_s"], row["learn_s"], row["core_s"] = times[row["name"]]
+    source.write_text(json.dumps(document))
+
+    def lengths(reference: str) -> dict[str, tuple[int, int]]:
+        plan, workers = Plan(order(tmp_path, seeds=1, values_from=source, equal_seconds=reference)), FakeWorkers()
+        assert perform(plan, workers, monkeypatch) == []
+        assert f"as many seconds as {reference}" in write_page("table1", plan.table, tmp_path / "out").read_text()
+        configs = [request.config for request in workers.requests]
+        return {row.name: (config["learn"]["epochs"], config["rounds"]["count"]) for row, config in zip(small, configs, strict=True)}
+
+    assert lengths("streaming") == {"cross-entropy": (120, 1), "class code": (48, 1), "streaming": (12, 36)}
+    assert lengths("class code") == {"cross-entropy": (48, 1), "class code": (12, 1), "streaming": (12, 15)}
+
+
 def test_a_table_that_is_cut_goes_on(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     cut = FakeWorkers(most=7)
     with pytest.raises(JobError):
@@ -215,6 +238,7 @@ def test_the_estimate_counts_what_is_left(tmp_path: Path, small: list[Row]) -> N
         ({"jobs": 0}, "--jobs: 0"),
         ({"only": ("class cod",)}, "did you mean 'class code'"),
         ({"values_from": Path("nowhere.json")}, "nowhere.json: there is no such file"),
+        ({"equal_seconds": "evolution"}, "--equal-seconds: needs the table"),
     ],
 )
 def test_bad_orders_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

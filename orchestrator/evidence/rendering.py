@@ -38,6 +38,8 @@ def _section(path: Path) -> list[str]:
     heading = f"{NAMES.get(document['dataset'], document['dataset'])}, {document['images']:,} training images"
     if document["scale"] != "cpu":
         heading += f", scale {document['scale']}"
+    if document.get("equal_seconds"):
+        heading += f", as many seconds as {document['equal_seconds']}"
     parts = [f"## {heading}"]
     if not rows:
         return [*parts, "No rows yet."]
@@ -104,9 +106,9 @@ def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
     save(figure, path)
 
 
-def _place(path: Path) -> tuple[bool, int, int]:
+def _place(path: Path) -> tuple[bool, int, int, bool]:
     document = read(path)
-    return document["scale"] != "cpu", list(NAMES).index(document["dataset"]), int(document["images"])
+    return document["scale"] != "cpu", list(NAMES).index(document["dataset"]), int(document["images"]), bool(document.get("equal_seconds"))
 
 
 def _short_key(key: str) -> str:

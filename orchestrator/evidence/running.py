@@ -18,7 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence.results import Record, Results, commit, hardware, read
+from orchestrator.evidence.given import given
+from orchestrator.evidence.results import Record, Results, commit, hardware
 from orchestrator.evidence.rows import Row
 from orchestrator.evidence.scales import Scale, find_scale
 from orchestrator.evidence.tables import EvidenceTable, find_table
@@ -43,6 +44,7 @@ class Order:
     data: folder of all datasets, see `Scale.root`. root: folder for the runs. out: folder for results and pages.
     only: titles of rows to make; none: all of them.
     values_from: a result file whose chosen values are taken instead of choosing by trials.
+    equal_seconds: title of a row of that file; every row is made as long as it took there.
     """
 
     table: str
@@ -57,6 +59,7 @@ class Order:
     out: Path
     only: tuple[str, ...] = ()
     values_from: Path | None = None
+    equal_seconds: str = ""
 
     def command(self, images: int) -> str:
         """Return the command that makes the table; where files lie is left to the reader."""
@@ -64,6 +67,8 @@ class Order:
         if self.values_from is not None:
             options |= {"values-from": self.values_from.name}
             del options["trials"]
+        if self.equal_seconds:
+            options["equal-seconds"] = self.equal_seconds
         words = [f"--{name}={value}" for name, value in options.items()] + [f"--row={title}" for title in self.only]
         return shlex.join(["orchestrator", "reproduce", self.table, *words])
 
@@ -82,6 +87,7 @@ class Plan:
         self.all_rows = list(self.table.rows(self.scale, self.images))
         self.rows = _chosen(self.all_rows, order.only)
         stem = f"{order.table}-{order.dataset}-{self.images}" + ("" if order.scale == "cpu" else f"-{order.scale}")
+        stem += "-equal-seconds" if order.equal_seconds else ""
         self.folder = order.root.expanduser().absolute() / stem
         head = {
             "table": order.table,
@@ -89,26 +95,18 @@ class Plan:
             "dataset": order.dataset,
             "images": self.images,
             "scale": order.scale,
+            "equal_seconds": order.equal_seconds,
         }
         self.results = Results(order.out / f"{stem}.json", head)
-        if order.values_from is not None and not order.values_from.is_file():
-            raise ConfigError(f"--values-from {order.values_from}: there is no such file; give the .json of a table that was made")
-        self._known = None if order.values_from is None else read(order.values_from)["rows"]
+        if order.equal_seconds and order.values_from is None:
+            raise ConfigError("--equal-seconds: needs the table that says how long rows take; give it by --values-from")
+        self._given = None if order.values_from is None else given(order.values_from, order.equal_seconds)
         for row in self.rows:
             self.given(row)
 
     def given(self, row: Row) -> dict[str, Any] | None:
         """Return the values that another table chose for the row's method, or None where trials choose; raises `ConfigError`."""
-        if self._known is None:
-            return None
-        method = row.method or row.name
-        exact = [record for record in self._known if (record["group"], record["name"]) == (row.group, row.name)]
-        found = next(iter(exact + [record for record in self._known if record["name"] == method]), None)
-        missing = sorted(set(self.sweep(row).space) - set(found["chosen"] if found else ()))
-        if found is None or missing:
-            lacks = f"has no row {method!r}" if found is None else f"chose no {', '.join(missing)} for {method!r}"
-            raise ConfigError(f"--values-from {self.order.values_from}: it {lacks}; give another file, or leave {row.title!r} out (--row)")
-        return {key: found["chosen"][key] for key in self.sweep(row).space}
+        return None if self._given is None else self._given.values(row, list(self.sweep(row).space), self.base)
 
     @cached_property
     def base(self) -> dict[str, Any]:
