@@ -277,6 +277,26 @@ def sync(
     print(f"{folder}: {result.records} records are in MLflow at {result.uri}, run {result.mlflow_run_id}")
 
 
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for certificates and keys; an authority that is there signs.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME[,NAME...]", help="A daemon's host, by the names and addresses it is called by; repeatable."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days that the certificates are valid.")] = 365,
+    token: Annotated[bool, typer.Option("--token", help="Make a token too.")] = False,
+) -> None:
+    """Make a private authority and certificates for daemons and orchestrator; see docs/security.md."""
+    from orchestrator.certificates import Order, make_certificates, next_commands
+
+    hosts = [[name.strip() for name in entry.split(",")] for entry in host or []]
+    order = Order(folder=folder.expanduser().absolute(), hosts=hosts, days=days, token=token)
+    for path in make_certificates(order):
+        print(path)
+    print(next_commands(order))
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     from orchestrator import interrupts
