@@ -14,8 +14,10 @@ from typing import Any, Literal, Self, TypeVar
 
 import grpc
 
+from orchestrator import handshake
+from orchestrator.security import ClientTls, open_channel
 from repsearch import __version__
-from repsearch.errors import DaemonError
+from repsearch.errors import DaemonError, SecurityError
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving import PROTOCOL_VERSION
 
@@ -33,6 +35,7 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a new client does not inherit another's broken connection
 ]
 PAUSE_S = 0.1
+LEAST_HANDSHAKE_S = 1.0
 SILENCE_S = 10.0  # five heartbeats; keepalive alone does not notice a process whose network threads live on
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: "is it running, and is the address right?",
@@ -42,21 +45,32 @@ HINTS = {
     grpc.StatusCode.NOT_FOUND: "it has forgotten the job: start it again",
     grpc.StatusCode.CANCELLED: "the connection was closed on our side",
 }
+TOKEN_HINT = "set tls.token_file of the configuration to a file with the token that the daemon has in --token-file"
 AnswerT = TypeVar("AnswerT")
 
 
 class DaemonClient:
     """A connection to the daemon of `service` at `address` ("host:port"). Safe to use from several threads.
 
-    `connect_s` bounds the first connection, `call_s` one call, `retry_s` the time for which a broken connection is tried again.
+    `tls`: how to call it, None for plaintext. `connect_s` bounds the first connection, `call_s` one call, `retry_s` the time for which a
+    broken connection is tried again.
     """
 
-    def __init__(self, address: str, service: Service, *, connect_s: float = 10.0, call_s: float = 10.0, retry_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        service: Service,
+        *,
+        tls: ClientTls | None = None,
+        connect_s: float = 10.0,
+        call_s: float = 10.0,
+        retry_s: float = 5.0,
+    ) -> None:
         self.address, self.service = address, service
         self.incarnation = ""
         self._connect_s, self._call_s, self._retry_s = connect_s, call_s, retry_s
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._tls, self._channel = tls, open_channel(address, tls, OPTIONS)
         self._stub = STUBS[service](self._channel)
 
     def __enter__(self) -> Self:
@@ -154,13 +168,19 @@ class DaemonClient:
             raise self._error("it was started anew and knows nothing of our jobs; connect to it again")
 
     def _call(self, method: Callable[..., AnswerT], request: Any, *, within_s: float, call_s: float | None = None) -> AnswerT:
-        """Call `method`, again while the daemon is unavailable and `within_s` has not passed; one try takes `call_s`, or what is left."""
-        give_up_at = time.monotonic() + within_s
+        """Call `method`, again while the daemon is unavailable and `within_s` has not passed; one try takes `call_s`, or what is left.
+
+        A `SecurityError` comes at once: trying again does not help.
+        """
+        give_up_at, asked = time.monotonic() + within_s, False
         while True:
             try:
                 return method(request, timeout=call_s or max(give_up_at - time.monotonic(), PAUSE_S))
             except grpc.RpcError as error:
                 again = error.code() == grpc.StatusCode.UNAVAILABLE and not self._closed.is_set()
+                if again and not asked:
+                    asked = True
+                    self._check_handshake(give_up_at - time.monotonic())
                 if not again or time.monotonic() + PAUSE_S >= give_up_at:
                     raise self._translate(error) from None
             except ValueError as error:  # gRPC's word for a closed channel
@@ -170,6 +190,8 @@ class DaemonClient:
     def _translate(self, error: Any) -> DaemonError:
         """The one place where a gRPC failure becomes ours."""
         code, details = error.code(), error.details() or ""
+        if code == grpc.StatusCode.UNAUTHENTICATED:
+            return self._error(f"{details}; {TOKEN_HINT}", SecurityError)
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return self._error(f"it does not serve the {self.service} protocol{self._what_it_is()}; check the configured addresses")
         what = f"{code.name.lower().replace('_', ' ')}: {details}".rstrip(": ")
@@ -185,8 +207,13 @@ class DaemonClient:
             return f": it is a {info.service or service}"
         return ""
 
-    def _error(self, what: str) -> DaemonError:
-        return DaemonError(f"{self.service} at {self.address}: {what}")
+    def _check_handshake(self, left_s: float) -> None:
+        within_s = max(LEAST_HANDSHAKE_S, min(left_s, handshake.WITHIN_S))
+        if found := handshake.fault(self.address, self._tls, within_s=within_s):
+            raise self._error(found, SecurityError) from None
+
+    def _error(self, what: str, kind: type[DaemonError] = DaemonError) -> DaemonError:
+        return kind(f"{self.service} at {self.address}: {what}")
 
 
 class _Silence:

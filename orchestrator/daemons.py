@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.runs import Run
 from orchestrator.scheduling import Daemon
+from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, DaemonError, from_kind
 from repsearch.rpc.v1 import jobs_pb2
 
@@ -28,20 +29,24 @@ class Fleet:
 
 
 @contextmanager
-def connected(searchers: Sequence[str], learner: str) -> Iterator[Fleet]:
-    """Connect to the daemons at these addresses; raises `DaemonError` for one that is not there or is not what it should be."""
+def connected(searchers: Sequence[str], learner: str, config: RunConfig) -> Iterator[Fleet]:
+    """Connect to the daemons at these addresses; raises `DaemonError` for one that is not there or is not what it should be.
+
+    Those that `config` names are called as its table `[tls]` says, others (local ones) in plaintext.
+    """
     from orchestrator.client import DaemonClient
+    from orchestrator.security import tls_by_address
 
     for address in searchers:
         if list(searchers).count(address) > 1:
             raise ConfigError(f"searcher.addresses: {address} is named twice; name each daemon once")
-    roots = {}
+    roots, tls = {}, tls_by_address(config)
     with ExitStack() as stack:
         clients = []
         for address in searchers:
-            clients.append(stack.enter_context(DaemonClient(address, "searcher")))
+            clients.append(stack.enter_context(DaemonClient(address, "searcher", tls=tls.get(address))))
             roots[address] = clients[-1].connect().store_root
-        client = stack.enter_context(DaemonClient(learner, "learner"))
+        client = stack.enter_context(DaemonClient(learner, "learner", tls=tls.get(learner)))
         roots[learner] = client.connect().store_root
         yield Fleet(searchers=clients, learner=client, store_roots=roots)
 

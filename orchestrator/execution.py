@@ -159,7 +159,7 @@ def daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
         for address, pid in local.processes():
             display.message(f"started {address}, process {pid}")
         searchers = (config.searcher.addresses or local.addresses("searcher")) if preflight.searches else []
-        with connected(searchers, config.learner.address or local.addresses("learner")[0]) as fleet:
+        with connected(searchers, config.learner.address or local.addresses("learner")[0], config) as fleet:
             yield fleet
 
 

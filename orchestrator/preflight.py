@@ -14,7 +14,7 @@ from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, variants_
 from orchestrator.report import RoundReport, imagined
 from orchestrator.runs import check_root, run_root
 from repsearch.archives import check_archive
-from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
+from repsearch.config import LOGITS, RunConfig, TlsConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, OBJECTIVES, STRATEGIES
 from repsearch.windows import Window, evaluated, windows_of
@@ -74,6 +74,7 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     _check_objective(config, policy)
     _check_targets(config)
     _check_devices(config)
+    _check_tls(config)
     data = data or _load(config)
     shapes = _check_networks(config, data)
     _check_reading(config, policy, len(shapes))
@@ -261,6 +262,13 @@ def _check_devices(config: RunConfig) -> None:
     for where, device in wanted:
         if device != "cpu" and device not in (known := _devices()):
             raise DaemonError(f"{where}: device {device!r} is not there; this machine has {', '.join(known)}")
+
+
+def _check_tls(config: RunConfig) -> None:
+    if config.tls != TlsConfig():
+        from orchestrator.security import client_tls
+
+        client_tls(config)
 
 
 def _devices() -> list[str]:

@@ -1,7 +1,8 @@
 """Errors a user can act on: each says what was wrong, where, and the way out; each kind has an exit code.
 
 Exit codes (documented in docs/errors.md): 0 success, 1 unexpected, 2 usage or configuration, 3 dataset, 4 store or run directory,
-5 daemon (unreachable, wrong service, version or data), 6 job failed or no searcher left, 7 non-finite number, 130 interrupted.
+5 daemon (unreachable, wrong service, version or data), 6 job failed or no searcher left, 7 non-finite number, 8 daemon and orchestrator
+do not trust one another, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -49,8 +50,14 @@ class NumericalError(RepSearchError):
     exit_code = 7
 
 
+class SecurityError(DaemonError):
+    """A daemon and its client do not trust one another: certificate, token, or TLS on one side alone. Trying again changes nothing."""
+
+    exit_code = 8
+
+
 KINDS: dict[str, type[RepSearchError]] = {
-    kind.__name__: kind for kind in (ConfigError, DatasetError, StoreError, DaemonError, JobError, NumericalError)
+    kind.__name__: kind for kind in (ConfigError, DatasetError, StoreError, DaemonError, JobError, NumericalError, SecurityError)
 }
 
 

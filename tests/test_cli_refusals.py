@@ -74,6 +74,8 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "more examples than exist": (["dataset.train=99999"], 3, "99999"),
     "missing folder": (["dataset.name=image_folder", "dataset.root=nowhere", "dataset.size=8", "dataset.channels=1"], 3, "nowhere"),
     "missing device": (["searcher.device=cuda:77"], 5, "searcher.device: device 'cuda:77' is not there"),
+    "certificate that is not there": (["tls.ca=nowhere.pem"], 2, "tls.ca: nowhere.pem cannot be read: No such file"),
+    "key without certificate": (["tls.key=k.pem"], 2, "tls.key is of no use without TLS"),
     "daemon named twice": (['searcher.addresses=["127.0.0.1:1", "127.0.0.1:1"]'], 2, "named twice"),
 }
 

@@ -33,7 +33,7 @@ def test_malformed_address_is_refused(tmp_path: Path, listen: str) -> None:
 
 
 def test_address_of_another_host_is_refused(tmp_path: Path) -> None:
-    result = refused("--listen", "192.0.2.1:0", "--store", str(tmp_path))
+    result = refused("--listen", "192.0.2.1:0", "--store", str(tmp_path), "--insecure")
     assert result.returncode == 5 and "cannot listen on 192.0.2.1:0" in result.stderr
 
 

@@ -101,7 +101,7 @@ class Worker:
         preflight = check_run(config, cached_data(config.dataset, seed=config.run.seed))
         searchers = (config.searcher.addresses or self._addresses("searcher", config)) if preflight.searches else []
         learner = config.learner.address or self._addresses("learner", config)[0]
-        with connected(searchers, learner) as fleet:
+        with connected(searchers, learner, config) as fleet:
             resumed = (folder / layout.RUN_DOCUMENT).is_file()
             if not resumed:
                 # A folder without `run.json` is what a process killed in between left.

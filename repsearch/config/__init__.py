@@ -18,6 +18,7 @@ from repsearch.config.schema import (
     SearchConfig,
     SearcherConfig,
     StoreConfig,
+    TlsConfig,
     TrackingConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "SearchConfig",
     "SearcherConfig",
     "StoreConfig",
+    "TlsConfig",
     "TrackingConfig",
     "json_digest",
     "learn_digest",

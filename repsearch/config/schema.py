@@ -218,6 +218,19 @@ class LearnerConfig(Section):
     """CPU threads of the local learner daemon."""
 
 
+class TlsConfig(Section):
+    ca: str = ""
+    """Certificate (PEM) of the authority that signed the daemons' certificates; empty: plaintext. `orchestrator certs` makes one."""
+    cert: str = ""
+    """Our own certificate, for daemons that were started with `--tls-ca`."""
+    key: str = ""
+    """Its private key, which only its owner may read."""
+    token_file: str = ""
+    """File with the token, for daemons that were started with `--token-file`; only its owner may read it."""
+    loopback: bool = False
+    """Call daemons at loopback addresses by TLS too; they need none."""
+
+
 class StoreConfig(Section):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Precision of stored targets. Parameters and checkpoints are always stored exactly."""
@@ -247,6 +260,8 @@ class RunConfig(Section):
     rounds: RoundsConfig = RoundsConfig()
     searcher: SearcherConfig = SearcherConfig()
     learner: LearnerConfig = LearnerConfig()
+    tls: TlsConfig = TlsConfig()
+    """How daemons at `searcher.addresses` and `learner.address` are called, where those are no loopback addresses."""
     store: StoreConfig = StoreConfig()
     tracking: TrackingConfig = TrackingConfig()
 

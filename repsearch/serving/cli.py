@@ -13,7 +13,9 @@ import typer
 
 from repsearch import __version__
 from repsearch.errors import RepSearchError
+from repsearch.serving import logs
 from repsearch.serving.jobs import Service
+from repsearch.serving.protection import Protection, check_protection
 
 
 class LogFormat(StrEnum):
@@ -44,12 +46,21 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
         log_format: Annotated[LogFormat, typer.Option(help="Form of the log lines on stderr.")] = LogFormat.text,
         grace: Annotated[float, typer.Option(help="Seconds that a running job has to finish after SIGTERM.", min=0.0)] = 30.0,
         exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", help="Stop at once when stdin ends.")] = False,
+        tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Speak TLS with this certificate; docs/security.md.")] = None,
+        tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+        tls_ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Take only clients with a certificate of this authority.")] = None,
+        token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Take only clients that know the token in it.")] = None,
+        insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without TLS: open to everybody.")] = False,
     ) -> None:
         # gRPC's core writes lines of its own to stderr, which are not ours to format; what they say is in our errors.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        from repsearch.serving import daemon
-
+        protection = Protection(cert=tls_cert, key=tls_key, ca=tls_ca, token_file=token_file, insecure=insecure)
         try:
+            # Before gRPC is loaded, which takes a while.
+            logs.configure(service, log_format.value)
+            check_protection(listen, protection)
+            from repsearch.serving import daemon
+
             code = daemon.serve(
                 service=service,
                 job_function=job_function,
@@ -60,6 +71,7 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
                 log_format=log_format.value,
                 grace_s=grace,
                 exit_with_stdin=exit_with_stdin,
+                protection=protection,
             )
         except RepSearchError as error:
             if log_format is LogFormat.text:

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import queue
-import re
 import signal
 import socket
 import sys
@@ -29,7 +28,8 @@ from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import PROTOCOL_VERSION, logs
 from repsearch.serving.jobs import Service
 from repsearch.serving.paths import prepare_root
-from repsearch.serving.servicer import Health, JobServicer, Streams, build_server
+from repsearch.serving.protection import OPENED, Protection, Secrets, check_protection, is_loopback, read_secrets, split_address
+from repsearch.serving.servicer import Health, JobServicer, Streams, build_server, server_credentials
 from repsearch.serving.supervisor import Options, Supervisor
 from repsearch.serving.table import CANCELLED, Table
 
@@ -50,8 +50,8 @@ class Happening:
 class Daemon:
     """One daemon; `run` serves until it is told to stop and returns the exit code."""
 
-    def __init__(self, service: Service, options: Options, listen: str, grace_s: float) -> None:
-        self._service, self._options, self._grace_s = service, options, grace_s
+    def __init__(self, service: Service, options: Options, listen: str, grace_s: float, secrets: Secrets) -> None:
+        self._service, self._options, self._grace_s, self._protection = service, options, grace_s, secrets.text
         self._incarnation = uuid.uuid4().hex
         self._hello = compute_pb2.Hello(device=options.device)
         self._happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
@@ -67,8 +67,8 @@ class Daemon:
         )
         streams = Streams()
         servicer = JobServicer(service, options.store_root, self._table, self._info, streams)
-        self._server = build_server(service, servicer, self._health, streams)
-        self._address = bind(self._server, listen)
+        self._server = build_server(service, servicer, self._health, streams, secrets.token)
+        self._address = bind(self._server, listen, secrets)
 
     def run(self, *, exit_with_stdin: bool) -> int:
         """Serve until told to stop; 0 after a drain or the end of stdin, 130 when stopped at once, DaemonError if it cannot start."""
@@ -129,7 +129,8 @@ class Daemon:
             self._announced = True
             ready = {"service": self._service, "address": self._address, "pid": os.getpid(), "incarnation": self._incarnation}
             print(json.dumps(ready), flush=True)
-            log.info("%s listens on %s, computes on %s (%s)", self._service, self._address, self._hello.device, self._hello.device_name)
+            where = (self._address, self._protection, self._hello.device, self._hello.device_name)
+            log.info("%s listens on %s (protection: %s), computes on %s (%s)", self._service, *where)
 
     def _on_ready(self, hello: compute_pb2.Hello) -> None:
         self._hello = hello
@@ -199,19 +200,17 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def bind(server: Any, listen: str) -> str:
+def bind(server: Any, listen: str, secrets: Secrets) -> str:
     """Bind `server` to `listen` ("host:port", port 0 for a free one) and return the address with its port; an error says why not."""
-    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]/\s]+):(?P<port>\d{1,5})", listen)
-    if match is None or int(match["port"]) > 65535:
-        raise ConfigError(f"cannot listen on {listen!r}: give host:port, for example 127.0.0.1:7001 (port 0 chooses a free one)")
+    host, wanted = split_address(listen)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if secrets.pair is None else server.add_secure_port(listen, server_credentials(secrets))
     except RuntimeError:
         port = 0
     if port == 0:
-        reason = _bind_error(match["host"].strip("[]"), int(match["port"]))
+        reason = _bind_error(host.strip("[]"), wanted)
         raise DaemonError(f"cannot listen on {listen}: {reason}; stop what listens there or choose another --listen")
-    return f"{match['host']}:{port}"
+    return f"{host}:{port}"
 
 
 def _bind_error(host: str, port: int) -> str:
@@ -236,6 +235,7 @@ def serve(
     log_format: str,
     grace_s: float,
     exit_with_stdin: bool,
+    protection: Protection,
 ) -> int:
     """Serve jobs with `job_function` ("module:attribute") until told to stop; return the exit code.
 
@@ -247,7 +247,11 @@ def serve(
         raise ConfigError(f"threads must be at least 1 (given: {threads})")
     if grace_s < 0:
         raise ConfigError(f"grace must be at least 0 seconds (given: {grace_s:g})")
+    check_protection(listen, protection)
+    secrets = read_secrets(protection)
     options = Options(service, job_function, device, threads, prepare_root(store), log_format)
-    code = Daemon(service, options, listen, grace_s).run(exit_with_stdin=exit_with_stdin)
+    if protection.insecure and not is_loopback(split_address(listen)[0]):
+        log.warning("INSECURE: %s is open: %s", listen, OPENED.format(store=options.store_root))
+    code = Daemon(service, options, listen, grace_s, secrets).run(exit_with_stdin=exit_with_stdin)
     sys.stdout.flush()
     return code

@@ -20,8 +20,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving import refusals
 from repsearch.serving.jobs import Service
+from repsearch.serving.protection import Secrets
 from repsearch.serving.requests import admit, admit_item
 from repsearch.serving.table import Table
+from repsearch.serving.tokens import TokenInterceptor
 
 STREAMS = 64
 HEADROOM = 32
@@ -148,10 +150,10 @@ class Health:
         self.servicer.enter_graceful_shutdown()
 
 
-def build_server(service: Service, servicer: JobServicer, health_: Health, streams: Streams) -> Any:
-    """Return a gRPC server with the job service, health and reflection, not yet listening."""
+def build_server(service: Service, servicer: JobServicer, health_: Health, streams: Streams, token: str | None = None) -> Any:
+    """Return a gRPC server with the job service, health and reflection, not yet listening; with `token`, only for calls that carry it."""
     pool = futures.ThreadPoolExecutor(STREAMS + HEADROOM, thread_name_prefix="rpc")
-    server = grpc.server(pool, options=OPTIONS)
+    server = grpc.server(pool, options=OPTIONS, interceptors=[] if token is None else [TokenInterceptor(token)])
     add: dict[Service, Any] = {
         "searcher": jobs_pb2_grpc.add_SearcherServicer_to_server,
         "learner": jobs_pb2_grpc.add_LearnerServicer_to_server,
@@ -161,3 +163,10 @@ def build_server(service: Service, servicer: JobServicer, health_: Health, strea
     names = [NAMES[service], health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(CappedReflection(names, streams), server)
     return server
+
+
+def server_credentials(secrets: Secrets) -> Any:
+    """Return gRPC's credentials of a server with a certificate, which asks for its clients' where there is an authority for them."""
+    assert secrets.pair is not None
+    certificate, key = secrets.pair
+    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=secrets.ca, require_client_auth=secrets.ca is not None)
