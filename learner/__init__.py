@@ -7,6 +7,7 @@ batches      where batches come from: the training set in memory
 streaming    the same for targets larger than memory
 memory       what targets take, and what fits under a limit
 objectives/  the loss (plug-ins): regression on targets, cross-entropy
+rules/       how gradients are estimated (plug-ins)
 optimisers/  how gradients change parameters (plug-ins)
 schedule     learning rate and batch order as functions of step and epoch
 shortage     what is said when memory runs out

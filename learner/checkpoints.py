@@ -22,7 +22,7 @@ from store import RepresentationStore
 from store.layout import checkpoint_path, parse_checkpoint_name
 from store.parameters import read_parameters, write_parameters
 
-NETWORK, OPTIMISER, BEST = "network/", "optimiser/", "best/"
+NETWORK, OPTIMISER, RULE, BEST = "network/", "optimiser/", "rule/", "best/"
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """State after `epoch` epochs.
 
-    arrays: parameters, buffers and optimiser state by name, and the best epoch's network if it is to be kept and is another.
+    arrays: parameters, buffers, optimiser state and the learning rule's by name, and the best epoch's network if it is to be kept and is
+        another.
     history: one record per epoch. examples: forward/backward examples so far. seconds: time learning so far.
     """
 
@@ -144,14 +145,23 @@ class NoCheckpoints:
         """Drop `checkpoint`."""
 
 
-def state_arrays(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    """Return copies of parameters, buffers and optimiser state by name."""
+def state_arrays(
+    network: nn.Module, optimiser: torch.optim.Optimizer, rule: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, np.ndarray]:
+    """Return copies of parameters, buffers, optimiser state and the state of the learning rule by name."""
     arrays = {f"{NETWORK}{name}": array for name, array in to_arrays(network).items()}
     for index, state in optimiser.state_dict()["state"].items():
         for key, value in state.items():
             if value is not None:
                 arrays[f"{OPTIMISER}{index}/{key}"] = value.detach().cpu().numpy().copy()
+    for name, tensor in (rule or {}).items():
+        arrays[f"{RULE}{name}"] = tensor.detach().cpu().numpy().copy()
     return arrays
+
+
+def rule_state(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return the state of the learning rule from what `state_arrays` returned."""
+    return {name.removeprefix(RULE): torch.from_numpy(np.array(array)) for name, array in arrays.items() if name.startswith(RULE)}
 
 
 def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,14 +1,16 @@
-"""The loop that learns: batches in an order from the seed, an objective's loss, an optimiser's step, a checkpoint per epoch.
+"""The loop that learns: batches in an order from the seed, a rule's gradient of an objective's loss, an optimiser's step, a checkpoint per
+epoch.
 
-`fit` is a function of (network, training set, objective, optimiser, configuration, seed, round) alone, on one device type: stopping it
-anywhere and going on from its newest checkpoint gives the same bits. Shapes: B examples of a batch.
+`fit` is a function of (network, training set, objective, rule, optimiser, configuration, seed, round) alone, on one device type:
+stopping it anywhere and going on from its newest checkpoint gives the same bits. Shapes: B examples of a batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,17 +18,20 @@ import numpy as np
 import torch
 
 from learner.batches import Batch, Batches
-from learner.checkpoints import BEST, Checkpoint, Checkpoints, best_arrays, load_state, state_arrays
+from learner.checkpoints import BEST, Checkpoint, Checkpoints, best_arrays, load_state, rule_state, state_arrays
 from learner.evaluation import evaluate
-from learner.forward import MEMORY_FORMAT, loss_function
+from learner.forward import MEMORY_FORMAT
 from learner.keeping import best_epoch, plateaued
-from learner.objectives.base import LearningObjective, Loss
+from learner.objectives.base import LearningObjective
 from learner.optimisers.base import OptimiserSpec
+from learner.rules.backprop import Backprop
+from learner.rules.base import PASSES, LearningRule, State, Teaching, problem_of, teaching_of
 from learner.schedule import rate_factor, steps_per_epoch
 from repsearch.config import LearnConfig
 from repsearch.datasets.base import Split
 from repsearch.errors import NumericalError
 from repsearch.networks import SearchableNetwork, load_arrays, to_arrays
+from repsearch.seeding import generator, seed_of
 
 REPORT_SECONDS = 0.5
 """Shortest time between two progress reports within an epoch."""
@@ -67,6 +72,7 @@ class FitPlan:
     steps: int | None = None
     evaluates: bool = True
     relative: bool = False
+    rule: LearningRule = field(default_factory=Backprop)
 
 
 @dataclass
@@ -74,6 +80,7 @@ class FitState:
     """What grows while a fit runs; see `Checkpoint`.
 
     best: parameters and buffers after the best epoch, where they are to be kept. kept: epoch of the network at the end.
+    rule: the learning rule's state at the end.
     """
 
     epoch: int = 0
@@ -82,6 +89,7 @@ class FitState:
     seconds: float = 0.0
     best: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: int = 0
+    rule: State = field(default_factory=dict)
 
 
 def fit(
@@ -92,33 +100,34 @@ def fit(
     checkpoints: Checkpoints,
     reporter: Reporter,
     optimiser: torch.optim.Optimizer | None = None,
+    going_on: State | None = None,
 ) -> FitState:
     """Train `network` in place, from the newest checkpoint if there is one; return its history. It ends in evaluation mode.
 
-    optimiser: one with a state that learning goes on with; None: a fresh one.
+    optimiser, going_on: one with a state, and the state of the rule, that learning goes on with; None: fresh ones.
 
     The network is that of the last epoch, or with `learn.keep` = "best" that of the best one.
     Raises `NumericalError` naming epoch, step and term for a loss that is not finite, and whatever `reporter.check` raises.
     """
     optimiser = optimiser or optimiser_of(plan.optimiser, network)
-    state = _resumed(network, optimiser, checkpoints)
-    loss_of = loss_function(network, plan.objective, plan.learn, relative=plan.relative)
+    teaching = teaching_for(plan, network, len(training), going_on)
+    state = _resumed(network, optimiser, teaching, checkpoints)
     for record in state.history:
         reporter.points(_points(record))
     while state.epoch < plan.epochs and not plateaued(state.history, plan.learn.patience):
         begun = time.perf_counter()
-        record = run_epoch(network, training, loss_of, optimiser, plan, state, reporter)
+        record = run_epoch(network, training, teaching, optimiser, plan, state, reporter)
         if plan.evaluates:
             measured = evaluate(network, validation)
             record |= {"validation_accuracy": measured.accuracy, "validation_cross_entropy": measured.cross_entropy}
         state.epoch += 1
         state.history.append(record)
         state.seconds += time.perf_counter() - begun
-        checkpoints.save(_checkpoint(network, optimiser, plan, state))
+        checkpoints.save(_checkpoint(network, optimiser, teaching, plan, state))
         reporter.points(_points(record))
         text = _text(state.examples / state.seconds, (plan.epochs - state.epoch) * state.examples / state.epoch, record["loss"])
         reporter.progress(state.epoch, plan.epochs, unit="epochs", text=text)
-    state.kept = state.epoch
+    state.kept, state.rule = state.epoch, teaching.state
     if plan.learn.keep == "best":
         state.kept = best_epoch(state.history)
         load_arrays(network, state.best)
@@ -132,18 +141,27 @@ def optimiser_of(spec: OptimiserSpec, network: SearchableNetwork) -> torch.optim
     return spec.build(parameter for parameter in network.parameters() if parameter.requires_grad)
 
 
-def _resumed(network: SearchableNetwork, optimiser: torch.optim.Optimizer, checkpoints: Checkpoints) -> FitState:
+def teaching_for(plan: FitPlan, network: SearchableNetwork, examples: int, state: State | None = None) -> Teaching:
+    """Return the plan's rule at work on `network` with `examples` to learn from, with `state` or, where it is None, the initial one."""
+    problem = problem_of(network, plan.objective, plan.learn, relative=plan.relative)
+    return teaching_of(plan.rule, problem, examples, rng=generator(plan.seed, "learn", plan.round, "rule"), state=state)
+
+
+def _resumed(network: SearchableNetwork, optimiser: torch.optim.Optimizer, teaching: Teaching, checkpoints: Checkpoints) -> FitState:
     checkpoint = checkpoints.newest()
     if checkpoint is None:
         return FitState()
     load_state(network, optimiser, checkpoint.arrays)
+    teaching.state = {name: value.to(network.mean.device) for name, value in rule_state(checkpoint.arrays).items()}
     best = best_arrays(checkpoint.arrays)
     return FitState(checkpoint.epoch, list(checkpoint.history), checkpoint.examples, checkpoint.seconds, best)
 
 
-def _checkpoint(network: SearchableNetwork, optimiser: torch.optim.Optimizer, plan: FitPlan, state: FitState) -> Checkpoint:
+def _checkpoint(
+    network: SearchableNetwork, optimiser: torch.optim.Optimizer, teaching: Teaching, plan: FitPlan, state: FitState
+) -> Checkpoint:
     """Return the state after an epoch as a checkpoint, and keep the network if it is the best so far and wanted."""
-    arrays = state_arrays(network, optimiser)
+    arrays = state_arrays(network, optimiser, teaching.state)
     if plan.learn.keep == "best":
         if best_epoch(state.history) == state.epoch:
             state.best = to_arrays(network)
@@ -155,7 +173,7 @@ def _checkpoint(network: SearchableNetwork, optimiser: torch.optim.Optimizer, pl
 def run_epoch(
     network: SearchableNetwork,
     training: Batches,
-    loss_of: Callable[[Batch], Loss],
+    teaching: Teaching,
     optimiser: torch.optim.Optimizer,
     plan: FitPlan,
     state: FitState,
@@ -164,34 +182,45 @@ def run_epoch(
     """Run one epoch and return its record: means over its steps."""
     network.train()
     learn, epoch = plan.learn, state.epoch + 1
-    per_epoch = steps_per_epoch(learn, len(training))
+    rule, hold = teaching.rule, teaching.rule.hold
+    per_epoch = steps_per_epoch(learn, len(training)) * hold
     sums: dict[str, float] = {}
-    right = seen = 0
+    right = seen = forward = backward = 0
+    rule.enter(teaching.problem, teaching.state)
     reported = begun = time.monotonic()
-    for index, batch in enumerate(training.epoch(learn, seed=plan.seed, round=plan.round, epoch=epoch)):
+    for index, batch in enumerate(_held(training.epoch(learn, seed=plan.seed, round=plan.round, epoch=epoch), hold)):
         reporter.check()
         rate = _set_rate(optimiser, plan, plan.first_step + state.epoch * per_epoch + index, plan.steps or plan.epochs * per_epoch)
-        loss = loss_of(batch)
+        optimiser.zero_grad(set_to_none=True)
+        rng = torch.Generator(batch.labels.device).manual_seed(seed_of(plan.seed, "learn", plan.round, epoch, index, "rule"))
+        estimate, teaching.state = rule.estimate(teaching.problem, batch, teaching.state, rng=rng)
+        loss = estimate.loss
         # One transfer per step: on an accelerator each would wait for the device.
         values = torch.stack([loss.total, *loss.terms.values(), (loss.logits.argmax(1) == batch.labels).sum()]).tolist()
         named = dict(zip(["loss", *(f"loss_{term}" for term in loss.terms)], values, strict=False))
         _check_finite(named, epoch, index + 1)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss.total)
         if learn.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(network.parameters(), learn.clip_norm)
         optimiser.step()
         for name, value in named.items():
             sums[name] = sums.get(name, 0.0) + value
         right, seen = right + int(values[-1]), seen + len(batch.labels)
+        forward, backward = forward + estimate.forward, backward + estimate.backward
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             left = (plan.epochs - state.epoch) * per_epoch - index - 1
             text = _text(seen / (reported - begun), left * len(batch.labels), named["loss"])
             reporter.progress(state.epoch, plan.epochs, unit="epochs", text=f"step {index + 1}/{per_epoch}, {text}")
+    teaching.state = rule.leave(teaching.problem, teaching.state)
     state.examples += seen
     means = {name: total / per_epoch for name, total in sums.items()}
-    return {"epoch": epoch, **means, "learning_rate": rate, "train_accuracy": right / seen}
+    cost = dict(zip(PASSES, (forward, backward), strict=True))
+    return {"epoch": epoch, **means, "learning_rate": rate, "train_accuracy": right / seen, **cost}
+
+
+def _held(batches: Iterator[Batch], steps: int) -> Iterator[Batch]:
+    for batch in batches:
+        yield from itertools.repeat(batch, steps)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, plan: FitPlan, step: int, steps: int) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from learner.checkpoints import StoreCheckpoints, load_state, state_arrays
+from learner.checkpoints import StoreCheckpoints, load_state, rule_state, state_arrays
 from learner.evaluation import Evaluation, evaluate
 from learner.fit import FitPlan, FitState, fit, optimiser_of
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
+from learner.rules.base import PASSES, LearningRule, problem_of
 from learner.shortage import explained, smaller_steps
 from learner.snapshots import Snapshots, WithSnapshots
 from learner.streaming import open_batches
@@ -28,7 +29,7 @@ from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
 from repsearch.datasets.base import Data, Split
 from repsearch.errors import ConfigError, DaemonError
-from repsearch.families import NETWORKS, OBJECTIVES, OPTIMISERS
+from repsearch.families import NETWORKS, OBJECTIVES, OPTIMISERS, RULES
 from repsearch.networks import (
     SearchableNetwork,
     build_network,
@@ -133,6 +134,7 @@ def check(config: RunConfig, data: Data) -> None:
     shapes = expected_shapes(learned)
     check_memory(config, [shapes[name] for name in names], len(data.train))
     make_optimiser(config)
+    make_rule(config).check(problem_of(learned, make_objective(config), config.learn, relative=config.search.relative), len(data.train))
     check_pad_crop(config.learn.pad_crop, *data.input_shape[1:])
 
 
@@ -164,22 +166,25 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
     optimiser = optimiser_of(make_optimiser(config), network)
-    if task.state is not None:
-        load_state(network, optimiser, read_parameters(run.store, task.state))
+    kept = {} if task.state is None else read_parameters(run.store, task.state)
+    if kept:
+        load_state(network, optimiser, kept)
     plan, snapshots = plan_of(run, task, objective, make_optimiser(config)), _snapshots(run, task)
     with (
         open_batches(context.device, task.part(data.train), targets, config.learn) as training,
         explained("learning", smaller_steps(config.learn)),
     ):
-        state = fit(network, training, validation, plan, WithSnapshots(_checkpoints(run, task), snapshots), context, optimiser)
+        saved = WithSnapshots(_checkpoints(run, task), snapshots)
+        state = fit(network, training, validation, plan, saved, context, optimiser, rule_state(kept))
     evaluations = {"validation": evaluate(network, validation), "test": evaluate(network, test)} if task.evaluates else {}
     if task.evaluates and data.fitness is not None:
         evaluations["fitness"] = evaluate(network, data.fitness)
     attributes = {"kind": "network", **_identity(run, task), **measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
     if task.state_path:
-        kept = write_parameters(run.store, task.state_path, state_arrays(network, optimiser), {"kind": "state", **_identity(run, task)})
-        attributes["state"] = {"path": kept.path, "digest": kept.digest}
+        arrays = state_arrays(network, optimiser, state.rule)
+        reference = write_parameters(run.store, task.state_path, arrays, {"kind": "state", **_identity(run, task)})
+        attributes["state"] = {"path": reference.path, "digest": reference.digest}
     return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
 
 
@@ -195,6 +200,7 @@ def plan_of(run: Run, task: LearnTask, objective: LearningObjective, optimiser: 
         task.round,
         evaluates=task.evaluates,
         relative=config.search.relative,
+        rule=make_rule(config),
     )
     return with_schedule(plan, config, len(run.data.train))
 
@@ -205,7 +211,7 @@ def with_schedule(plan: FitPlan, config: RunConfig, examples: int) -> FitPlan:
         return plan
     windows = windows_of(config, examples)
     first, steps = (windows.steps(rounds, config.learn.batch_size, plan.epochs) for rounds in (plan.round, config.rounds.count))
-    return dataclasses.replace(plan, first_step=first, steps=steps)
+    return dataclasses.replace(plan, first_step=first * plan.rule.hold, steps=steps * plan.rule.hold)
 
 
 def targets_of(run: Run, task: LearnTask, names: Sequence[str], network: SearchableNetwork) -> CommittedTargets | None:
@@ -273,13 +279,20 @@ def _identity(run: Run, task: LearnTask) -> dict[str, Any]:
 def measured(state: FitState, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Return what the manifest of a learned network says of how it was learned."""
     figures = {f"{split}_{name}": value for split, measured in evaluations.items() for name, value in dataclasses.asdict(measured).items()}
-    return {"seconds": state.seconds, "examples": state.examples, "epochs": state.history, "kept_epoch": state.kept, **figures}
+    cost = {name: sum(record.get(name, 0) for record in state.history) for name in PASSES}
+    return {"seconds": state.seconds, "examples": state.examples, **cost, "epochs": state.history, "kept_epoch": state.kept, **figures}
 
 
 def make_objective(config: RunConfig) -> LearningObjective:
     """Return the objective of `config`."""
     objective: LearningObjective = OBJECTIVES.build(config.learn.objective, at="learn.objective")
     return objective
+
+
+def make_rule(config: RunConfig) -> LearningRule:
+    """Return the learning rule of `config`."""
+    rule: LearningRule = RULES.build(config.learn.rule, at="learn.rule")
+    return rule
 
 
 def make_optimiser(config: RunConfig) -> OptimiserSpec:

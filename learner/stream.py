@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from learner.batches import Batch, Batches
-from learner.checkpoints import load_state, state_arrays
+from learner.batches import Batches
+from learner.checkpoints import load_state, rule_state, state_arrays
 from learner.evaluation import evaluate
 from learner.fit import FitPlan, FitState, optimiser_of, run_epoch
-from learner.forward import loss_function
-from learner.jobs import LearnTask, Run, make_objective, make_optimiser, measured, plan_of, targets_of, task_of
-from learner.objectives.base import LearningObjective, Loss
+from learner.jobs import LearnTask, Run, make_objective, make_optimiser, make_rule, measured, plan_of, targets_of, task_of
+from learner.objectives.base import LearningObjective
 from learner.optimisers.base import OptimiserSpec
+from learner.rules.base import PASSES, Teaching, problem_of, teaching_of
 from learner.shortage import explained, smaller_steps
 from learner.streaming import open_batches
 from repsearch.datasets.base import Split
 from repsearch.networks import SearchableNetwork, build_network, to_arrays
 from repsearch.rpc.v1 import jobs_pb2
+from repsearch.seeding import generator
 from repsearch.serving import Arrival, JobContext, StepClock
 from store import Reference
 from store.parameters import read_parameters, write_parameters
@@ -40,7 +41,7 @@ class Learning:
     spec: OptimiserSpec
     optimiser: torch.optim.Optimizer
     objective: LearningObjective
-    loss_of: Callable[[Batch], Loss]
+    teaching: Teaching
     train: Split
     measured: Mapping[str, Split]
 
@@ -62,13 +63,17 @@ def _begin(run: Run, request: jobs_pb2.StreamLearnSpec, device: str) -> Learning
     network = build_network(config.network, data, seed=config.learn_seed(), purpose="learned").to(device)
     spec, objective = make_optimiser(config), make_objective(config)
     optimiser = optimiser_of(spec, network)
+    kept = {}
     if request.HasField("state"):
-        load_state(network, optimiser, read_parameters(run.store, Reference(request.state.path, request.state.digest)))
+        kept = read_parameters(run.store, Reference(request.state.path, request.state.digest))
+        load_state(network, optimiser, kept)
     splits = {"validation": data.validation, "test": data.test, **({"fitness": data.fitness} if data.fitness is not None else {})}
     measured_on = {name: Split(part.images.to(device), part.labels.to(device)) for name, part in splits.items()}
     train = Split(data.train.images.to(device), data.train.labels.to(device))
-    loss_of = loss_function(network, objective, config.learn, relative=config.search.relative)
-    return Learning(network, spec, optimiser, objective, loss_of, train, measured_on)
+    problem = problem_of(network, objective, config.learn, relative=config.search.relative)
+    rng = generator(config.learn_seed(), "learn", 0, "rule")
+    teaching = teaching_of(make_rule(config), problem, len(train), rng=rng, state=rule_state(kept))
+    return Learning(network, spec, optimiser, objective, teaching, train, measured_on)
 
 
 def _window(run: Run, learning: Learning, arrival: Arrival, context: JobContext, clock: StepClock) -> jobs_pb2.ItemDone:
@@ -94,7 +99,7 @@ def _learn(learning: Learning, training: Batches, plan: FitPlan, context: JobCon
     """Return the history of learning a window, and its measurements."""
     begin, state = time.perf_counter(), FitState()
     for _ in range(plan.epochs):
-        state.history.append(run_epoch(learning.network, training, learning.loss_of, learning.optimiser, plan, state, context))
+        state.history.append(run_epoch(learning.network, training, learning.teaching, learning.optimiser, plan, state, context))
         state.epoch += 1
     state.kept = state.epoch
     learning.network.eval()
@@ -108,7 +113,7 @@ def _written(run: Run, learning: Learning, task: LearnTask, state: FitState, fou
     identity = {"run_id": run.run_id, "term": run.term, "round": task.round, "dataset_digest": run.data.digest}
     done = jobs_pb2.ItemDone()
     if task.state_path:
-        arrays = state_arrays(learning.network, learning.optimiser)
+        arrays = state_arrays(learning.network, learning.optimiser, learning.teaching.state)
         kept = write_parameters(run.store, task.state_path, arrays, {"kind": "state", **identity})
         done.state.path, done.state.digest = kept.path, kept.digest
     attributes = {"kind": "network", **identity, "network": run.config.network, **found}
@@ -118,6 +123,7 @@ def _written(run: Run, learning: Learning, task: LearnTask, state: FitState, fou
         **state.history[-1],
         **{name: value for name, value in found.items() if isinstance(value, float)},
         "examples": state.examples,
+        **{name: found[name] for name in PASSES},
     }
     done.figures.update({name: float(value) for name, value in figures.items() if name not in ("epoch", "seconds")})
     return done

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report import RoundReport, measured
+from orchestrator.report import PASS_METRICS, RoundReport, measured
 from orchestrator.rounds import load_reports
 from orchestrator.runs import open_run
 from orchestrator.status import state_of
@@ -47,6 +47,7 @@ def _figures(reports: Sequence[RoundReport], examples: int) -> dict[str, Any]:
         "metrics": dict(newest[0].metrics) if newest else {},
         "evaluations_per_example": _total(reports, "search/evaluations") / examples,
         "learn_examples": _total(reports, "learn/examples"),
+        **{name.replace("/", "_"): _total(reports, name) for name in PASS_METRICS if all(name in report.metrics for report in reports)},
         "seconds_search": _total(reports, "seconds/search"),
         "seconds_learn": _total(reports, "seconds/learn"),
     }

@@ -60,13 +60,15 @@ def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
 
 
 def baseline_config(config: RunConfig, examples: int) -> RunConfig:
-    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, no search.
+    """Return the cross-entropy run that `config` is measured against: same network, optimiser and number of epochs, learned by
+    backpropagation, without search.
 
     examples: in the training set.
     """
     table = config.model_dump(mode="json")
     table["run"]["baseline"] = False
     table["learn"]["objective"] = "cross_entropy"
+    table["learn"]["rule"] = "backprop"
     table["learn"]["epochs"] = _epochs_of_last(config, examples)
     table["learn"]["start"] = "fresh"
     table["rounds"] = {"policy": "learn_only", "count": 1}

@@ -25,6 +25,8 @@ COST_METRICS = (
     "seconds/round",
 )
 """The metrics of every round."""
+PASS_METRICS = ("learn/forward_examples", "learn/backward_examples")
+"""Examples that learning passed through the network either way, as the learning rule counts them; reports of older runs lack them."""
 ROUND_METRICS = (*EVALUATION_METRICS, *COST_METRICS)
 """The metrics of a round that was measured. One that searches has those of each search layer as well: `search_metric`, `solved_metric`."""
 
@@ -68,6 +70,7 @@ class RoundReport:
         known = (
             *ROUND_METRICS,
             *FITNESS_METRICS,
+            *PASS_METRICS,
             *STREAM_METRICS,
             *(name for name in self.metrics if _SEARCH_METRIC.fullmatch(name) or _SOLVED_METRIC.fullmatch(name)),
         )

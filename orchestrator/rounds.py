@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from orchestrator.learning import LearnRecord, learn_round
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, reason_of
-from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, RoundReport, search_metric, solved_metric
+from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, PASS_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord, initial_network, search_round
 from orchestrator.segments import pruned_before, streamed_reports
 from orchestrator.streaming import stream_rounds
@@ -85,6 +85,7 @@ def make_report(work: Work, plan: RoundPlan, search: SearchRecord, learn: LearnR
         "search/evaluations": search.evaluations,
         "search/evaluations_per_example": search.evaluations / max(1, search.examples),
         "learn/examples": found["examples"],
+        **{name: found[name.removeprefix("learn/")] for name in PASS_METRICS if name.removeprefix("learn/") in found},
         "seconds/search": search.seconds,
         "seconds/learn": learn.seconds,
         "seconds/overhead": overhead_s,

@@ -182,5 +182,6 @@ POLICIES = Family(
         "learn_only": "orchestrator.policies.learn_only:LearnOnly",
     },
 )
+RULES = Family("rules", {"backprop": "learner.rules.backprop:Backprop"})
 OPTIMISERS = Family("optimisers", {"sgd": "learner.optimisers.sgd:Sgd", "adamw": "learner.optimisers.adamw:AdamW"})
-FAMILIES = {family.name: family for family in (DATASETS, NETWORKS, STRATEGIES, OBJECTIVES, OPTIMISERS, POLICIES)}
+FAMILIES = {family.name: family for family in (DATASETS, NETWORKS, STRATEGIES, OBJECTIVES, RULES, OPTIMISERS, POLICIES)}

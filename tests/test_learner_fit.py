@@ -63,7 +63,7 @@ def test_regression_on_class_codes_learns_blocks_and_head() -> None:
     assert state.history[-1]["loss_head"] < state.history[0]["loss_head"]
     assert set(state.history[0]) == {
         *("epoch", "loss", "loss_block0", "loss_block1", "loss_head", "learning_rate"),
-        *("train_accuracy", "validation_accuracy", "validation_cross_entropy"),
+        *("train_accuracy", "forward_examples", "backward_examples", "validation_accuracy", "validation_cross_entropy"),
     }
     assert not network.training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, RoundReport, search_metric, solved_metric
+from orchestrator.report import EVALUATION_METRICS, FITNESS_METRICS, PASS_METRICS, RoundReport, search_metric, solved_metric
 from orchestrator.searching import SearchRecord
 from orchestrator.work import Work, as_document
 from repsearch.rpc.v1 import jobs_pb2
@@ -88,6 +88,7 @@ def report_of(work: Work, learned: Learned) -> RoundReport:
         "search/evaluations": search.evaluations,
         "search/evaluations_per_example": search.evaluations / given.window.count,
         "learn/examples": figures["examples"],
+        **{name: figures[name.removeprefix("learn/")] for name in PASS_METRICS if name.removeprefix("learn/") in figures},
         "seconds/search": search.work,
         "seconds/learn": learn.work,
         "seconds/overhead": overhead_s,

@@ -56,6 +56,10 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     parts["search"]["strategy"] = _without(strategy, _ADDED_TO_STRATEGIES.get(strategy["name"], {}))
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
+        rule = {key: value for key, value in parts["learn"].pop("rule").items() if value is not None}
+        if rule != {"name": "backprop"}:
+            # Before rules were a family, there was backpropagation alone.
+            parts["learn"]["rule"] = rule
     return json_digest({"seed": config.run.seed, **parts})
 
 

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from repsearch.config.schema import RunConfig
 from repsearch.errors import ConfigError
-from repsearch.families import DATASETS, NETWORKS, OBJECTIVES, OPTIMISERS, POLICIES, STRATEGIES, Family, describe
+from repsearch.families import DATASETS, NETWORKS, OBJECTIVES, OPTIMISERS, POLICIES, RULES, STRATEGIES, Family, describe
 
 PLUGINS: tuple[tuple[str, Family], ...] = (
     ("dataset", DATASETS),
     ("network", NETWORKS),
     ("search.strategy", STRATEGIES),
     ("learn.objective", OBJECTIVES),
+    ("learn.rule", RULES),
     ("learn.optimiser", OPTIMISERS),
     ("rounds.policy", POLICIES),
 )

@@ -99,6 +99,8 @@ class SearchConfig(Section):
 class LearnConfig(Section):
     objective: PluginTable = Field(default_factory=lambda: {"name": "regression"})
     """Learning objective (family `objectives`)."""
+    rule: PluginTable = Field(default_factory=lambda: {"name": "backprop"})
+    """Learning rule (family `rules`): how gradients are estimated."""
     optimiser: PluginTable = Field(default_factory=lambda: {"name": "adamw"})
     """Optimiser (family `optimisers`)."""
     targets: Literal["best", "random"] | Annotated[int, Field(ge=0)] = "best"
