@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from orchestrator.evidence import running
+from orchestrator.evidence.picture import panels_of
 from orchestrator.evidence.rendering import write_page
 from orchestrator.evidence.rows import SEED, Row
 from orchestrator.evidence.running import Order, Plan, estimate, make
@@ -128,6 +130,8 @@ def test_results_say_what_was_chosen_and_what_made_them(tmp_path: Path, small: l
     assert row["command"] == "orchestrator reproduce table1 --dataset=mnist --images=300 --scale=cpu --seeds=2 --trials=3"
     page = write_page("table1", plan.table, tmp_path / "out").read_text()
     assert "| cross-entropy | 80.50 ± 0.71 |  | 592 | 2 |" in page
+    with Image.open(tmp_path / "out" / "table1.png") as picture:
+        assert "](table1.png)" in page and picture.width > 400
     assert "| class code | 80.50 ± 0.71 | +0.00 | 592 | 2 |" in page
 
 
@@ -269,3 +273,11 @@ def test_a_small_table_on_mnist(real_data: Path, tmp_path: Path) -> None:
     assert [len(row["test"]) for row in document["rows"]] == [2, 2]
     assert all(row["mean"] > 0.2 for row in document["rows"])
     assert (tmp_path / "out" / "table1.md").exists()
+
+
+def test_a_picture_has_a_panel_per_group_and_leaves_out_rows_with_an_axis() -> None:
+    rows: list[dict[str, Any]] = [
+        {"group": group, "x": x, "name": name} for group, x, name in (("a", "", 1), ("a", "", 2), ("b", "", 3), ("c", "evaluations", 4))
+    ]
+    panels = panels_of("MNIST", rows)
+    assert [(heading, [row["name"] for row in members]) for heading, members in panels] == [("MNIST, a", [1, 2]), ("MNIST, b", [3])]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from orchestrator.evidence.picture import draw, panels_of
 from orchestrator.evidence.results import Record, read
 from orchestrator.evidence.tables import EvidenceTable
 from orchestrator.sweeps.space import toml_value
@@ -16,8 +17,14 @@ NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 
 def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
     """Write `<name>.md`, with a section per result file of the table in `out`, and the plots; return the page's path."""
+    paths = sorted(out.glob(f"{name}-*.json"), key=_place)
+    documents = [read(path) for path in paths]
+    panels = [panel for document in documents for panel in panels_of(_heading(document), document["rows"])]
     parts = [f"# {table.title}", PREAMBLE.format(name=name)]
-    for path in sorted(out.glob(f"{name}-*.json"), key=_place):
+    if panels:
+        draw(out / f"{name}.png", table.title, panels)
+        parts.append(f"![test accuracy of every method, mean and standard deviation]({name}.png)")
+    for path in paths:
         parts += _section(path)
     page = out / f"{name}.md"
     part = page.with_suffix(".part")
@@ -32,14 +39,19 @@ every row, of this table or, where a line below says so, of another. Evaluations
 processor core, searching and learning, of one run. Validation: of the best trial, on labels as noisy as the training labels."""
 
 
-def _section(path: Path) -> list[str]:
-    document = read(path)
-    rows: list[Record] = document["rows"]
+def _heading(document: Mapping[str, Any]) -> str:
     heading = f"{NAMES.get(document['dataset'], document['dataset'])}, {document['images']:,} training images"
     if document["scale"] != "cpu":
         heading += f", scale {document['scale']}"
     if document.get("equal_seconds"):
         heading += f", as many seconds as {document['equal_seconds']}"
+    return heading
+
+
+def _section(path: Path) -> list[str]:
+    document = read(path)
+    rows: list[Record] = document["rows"]
+    heading = _heading(document)
     parts = [f"## {heading}"]
     if not rows:
         return [*parts, "No rows yet."]

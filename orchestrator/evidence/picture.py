@@ -1,0 +1,53 @@
+"""A table as a picture: a panel per result file and group of rows, a line per method with its mean, spread and single seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from orchestrator.evidence.results import Record
+
+Panel = tuple[str, list[Record]]
+
+
+def panels_of(heading: str, rows: Sequence[Record]) -> list[Panel]:
+    """Return a panel per group of `rows`; those with an axis of their own are left to its plot."""
+    found = groupby((row for row in rows if not row["x"]), key=lambda row: row["group"])
+    return [(f"{heading}, {group}" if group else heading, list(members)) for group, members in found]
+
+
+def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Write the picture: the first row of a panel is the baseline, whose mean is a line through all."""
+    from orchestrator.studies.figures import COLOURS, grid, save
+
+    columns = min(3, len(panels))
+    most = max(len(rows) for _, rows in panels)
+    figure, axes = grid(-(-len(panels) // columns), columns, title, width=4.4, height=0.28 * most + 0.8)
+    for number, place in enumerate(axes[row][column] for row in range(len(axes)) for column in range(columns)):
+        if number >= len(panels):
+            place.set_axis_off()
+            continue
+        heading, rows = panels[number]
+        place.set_title(heading, fontsize="medium")
+        place.axvline(100 * rows[0]["mean"], color="grey", linewidth=1, linestyle=":")
+        floor = _floor(rows)
+        for height, row in enumerate(reversed(rows)):
+            # What needs no evaluation of a candidate is told apart from search.
+            colour = COLOURS[1] if row["evaluations"] else COLOURS[0]
+            if 100 * row["mean"] < floor:
+                place.text(floor, height, f" < {100 * row['mean']:.1f}", color=colour, va="center", fontsize="small")
+                continue
+            place.errorbar(100 * row["mean"], height, xerr=100 * row["std"], color=colour, marker="o", markersize=5, capsize=3)
+            place.plot([100 * value for value in row["test"]], [height] * len(row["test"]), "|", color=colour, alpha=0.6)
+        place.set_xlim(left=floor if any(100 * row["mean"] < floor for row in rows) else None)
+        place.set_ylim(-0.6, len(rows) - 0.4)
+        place.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize="small")
+        place.set_xlabel("test %; orange: searched" if number == 0 else "test %")
+    save(figure, path)
+
+
+def _floor(rows: Sequence[Record]) -> float:
+    """Return the accuracy in % below which a row would squeeze the others: as far below the baseline as three times the best is above."""
+    base = 100 * rows[0]["mean"]
+    return float(base - 3 * max(1.0, max(100 * (row["mean"] + row["std"]) for row in rows) - base))
