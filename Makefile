@@ -17,7 +17,7 @@ run: setup
 	$(BIN)/orchestrator run configs/digits.toml
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

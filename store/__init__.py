@@ -9,6 +9,9 @@ A *group* is a folder of arrays plus a manifest, written last, that makes it rea
     paths         which paths and names are accepted
     access        `Files`: what a store does with files, wherever they lie
     local_files   `LocalFiles`: those of a folder on a local or shared disk
+    object_files  `ObjectFiles`: those of an object store (imported at first use)
+    retrying      requests to an object store, tried again while that may help
+    patience      how long something is waited for
     files         files on a disk that appear whole or not at all
     zarr_store    `ZarrStore`: groups and documents as files
     zarr_arrays   the arrays of one of its groups, through Zarr v3 (imported at first use)

@@ -23,17 +23,31 @@ _HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk, or choose another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow this user to use the folder, or choose another"),
 }
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "glusterfs", "sshfs", "juicefs", "s3fs"}
 _SYNC_THREADS = 16
 
 
 @contextmanager
 def failures(doing: str) -> Iterator[None]:
-    """Turn an error of the file system into a `StoreError` that begins with `doing`."""
+    """Turn an error of the file system, or of an object store, into a `StoreError` that begins with `doing`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StoreError(f"{doing}: {reason}; {_HINTS.get(error.errno or 0, 'check the disk')}") from error
+        hint = getattr(error, "hint", "") or _HINTS.get(error.errno or 0, "check the disk")
+        raise StoreError(f"{doing}: {reason}; {hint}") from error
+
+
+def on_network(folder: str, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Return whether `folder`, an absolute path, is on a file system of another machine, as far as this one says."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return False
+    # 36 35 98:0 /root /mount/point options - type source options
+    found = [(fields[4], fields[fields.index("-") + 1]) for fields in map(str.split, lines) if "-" in fields]
+    above = [(len(point), kind) for point, kind in found if Path(folder).is_relative_to(point)]
+    return max(above, default=(0, ""))[1].removeprefix("fuse.") in _NETWORK
 
 
 def create_file(path: Path, data: bytes) -> bool:

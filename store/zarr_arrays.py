@@ -24,6 +24,7 @@ from store.access import Files
 from store.files import failures
 from store.manifest import ArrayInfo, Manifest
 from store.paths import METADATA, REDO
+from store.patience import Patience
 
 _CHECKSUM_BYTES = 4
 
@@ -64,11 +65,12 @@ def _group_metadata() -> bytes:
 
 @dataclass(frozen=True)
 class GroupFolder:
-    """A committed group: the files of its store, its path there, and what it has to hold."""
+    """A committed group: the files of its store, its path there, what it has to hold, and how long that may take to be seen."""
 
     files: Files
     path: str
     manifest: Manifest
+    late: Patience
 
     def read_chunks(self, name: str, chunks: range) -> np.ndarray:
         """Return the stored rows of consecutive `chunks` of array `name`; raises `StoreError` naming a chunk that is not as written.
@@ -94,7 +96,7 @@ class GroupFolder:
         rest = (info.chunk_rows - len(values)) * row_bytes + _CHECKSUM_BYTES
         place: np.ndarray = values.reshape(-1).view(np.uint8)
         try:
-            data = self.files.read(f"{self.path}/{chunk_file(name, len(info.shape), chunk)}", 0, len(place) + rest + 1)
+            data = self._read(chunk_file(name, len(info.shape), chunk), len(place) + rest + 1)
         except FileNotFoundError:
             raise self._damaged(name, chunk, "is missing") from None
         except OSError as error:
@@ -109,9 +111,12 @@ class GroupFolder:
         if formats.chunk_digest(values) != info.chunk_digests[chunk]:
             raise self._damaged(name, chunk, "is not what was written (its digest differs)")
 
+    def _read(self, file: str, length: int | None = None) -> bytes:
+        return self.late.until_there(lambda: self.files.read(f"{self.path}/{file}", 0, length))
+
     def _check_metadata(self, file: str) -> None:
         with failures(f"{self.path}/{file}: cannot be read ({REDO})"):
-            if hashlib.sha256(self.files.read(f"{self.path}/{file}")).hexdigest() != self.manifest.metadata.get(file):
+            if hashlib.sha256(self._read(file)).hexdigest() != self.manifest.metadata.get(file):
                 raise StoreError(f"{self.path}/{file}: is not what was written (its digest differs); {REDO}")
 
     def _damaged(self, name: str, chunk: int, problem: str) -> StoreError:

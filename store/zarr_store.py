@@ -26,19 +26,20 @@ from store.files import failures
 from store.local_files import LocalFiles
 from store.manifest import Manifest
 from store.paths import MANIFEST, METADATA, ancestors, check_document_path, check_folder, check_path, is_document_name
+from store.patience import IMPATIENT, Patience
 from store.pieces import Pieces, Sink
 
 
 class ZarrStore:
     """The store in folder `root`, which the first write creates; `chunk_mb` is the size of a chunk in MB."""
 
-    def __init__(self, root: Path | Files, *, chunk_mb: float = 4.0, durable: bool = True) -> None:
+    def __init__(self, root: Path | Files, *, chunk_mb: float = 4.0, durable: bool = True, late: Patience = IMPATIENT) -> None:
         self._files: Files = LocalFiles(root) if isinstance(root, Path) else root
-        self._chunk_mb, self._durable = chunk_mb, durable
+        self._chunk_mb, self._durable, self._late = chunk_mb, durable, late
 
     def relaxed(self) -> ZarrStore:
         """Return the same store without waiting for the disk, as `Store.relaxed` says."""
-        return ZarrStore(self._files, chunk_mb=self._chunk_mb, durable=False)
+        return ZarrStore(self._files, chunk_mb=self._chunk_mb, durable=False, late=self._late)
 
     def settle(self, paths: Sequence[str]) -> None:
         """Flush groups to the disk, as `Store.settle` says."""
@@ -76,24 +77,30 @@ class ZarrStore:
         """Return the manifest of a committed group, as `RepresentationStore.manifest` says."""
         path, expected = _named(ref)
         file = f"{path}/{MANIFEST}"
-        with failures(f"{path}: no committed group can be read ({file} in {self._files})"):
+
+        def look() -> Manifest:
             if self._packed_size(path) is not None:
                 return packed.read_manifest(self._files, path, expected=expected)
-            data = self._files.read(file)
-        return manifest.decode(path, file, data, expected=expected)
+            return manifest.decode(path, file, self._files.read(file), expected=expected)
+
+        with failures(f"{path}: no committed group can be read ({file} in {self._files})"):
+            # What somebody refers to was written, and so will be seen.
+            return look() if expected is None else self._late.until_there(look)
 
     def read(self, ref: Reference | str, name: str, rows: slice | None = None) -> np.ndarray:
         """Return an array or some of its rows, verified, as `RepresentationStore.read` says."""
         path, expected = _named(ref)
         with failures(f"{path}: cannot be read in {self._files}"):
-            if (size := self._packed_size(path)) is not None:
+            size = self._packed_size(path)
+            if size is None and not (found := self.manifest(ref)).metadata:
+                size = self._packed_size(path)  # it came while the manifest was waited for
+            if size is not None:
                 return packed.read_array(self._files, path, size, name, rows, expected=expected)
         from store.zarr_arrays import GroupFolder
 
-        found = self.manifest(ref)
         info = found.array(path, name)
         selected, chunks = formats.span(info, rows)
-        values = GroupFolder(self._files, path, found).read_chunks(name, chunks)
+        values = GroupFolder(self._files, path, found, self._late).read_chunks(name, chunks)
         return formats.decode(formats.select(values, chunks.start * info.chunk_rows, selected), info)
 
     def committed(self, path: str) -> list[str]:

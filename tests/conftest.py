@@ -7,9 +7,15 @@ import os
 # One thread in this process and in the daemons it starts: with more, operations on small tensors wait for each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +29,27 @@ def real_data() -> Path:
     if not (Path(folder) / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
         pytest.fail(f"REPSEARCH_DATA={folder} has no MNIST/raw/train-images-idx3-ubyte; unset it to skip")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3Server]:
+    """One S3 server for all tests."""
+    from tests.s3_server import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The S3 server, without faults, and the environment by which clients find it."""
+    for name, value in s3_session.environment().items():
+        monkeypatch.setenv(name, value)
+    yield s3_session
+    s3_session.heal()
+
+
+@pytest.fixture
+def s3_location(s3: S3Server) -> str:
+    """A place on the S3 server where nothing is."""
+    return f"s3://runs/{uuid.uuid4().hex}"

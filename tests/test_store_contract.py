@@ -14,13 +14,14 @@ from store import MemoryStore, Reference, Store, ZarrStore, open_store
 ARRAYS = {"block0": np.arange(60, dtype=np.float32).reshape(10, 2, 3), "label": np.arange(10)}
 
 
-@pytest.fixture(params=["zarr", "packed", "memory"])
+@pytest.fixture(params=["zarr", "packed", "memory", "s3", pytest.param("s3 packed", marks=pytest.mark.faults)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     # Chunks of 100 bytes: block0 has 24 bytes per row, so 4 rows per chunk and a shorter last one.
     if request.param == "memory":
         return MemoryStore(chunk_mb=1e-4)
-    store = ZarrStore(tmp_path / "run", chunk_mb=1e-4)
-    return store if request.param == "zarr" else store.relaxed()
+    location = request.getfixturevalue("s3_location") if request.param.startswith("s3") else tmp_path / "run"
+    store = open_store(location, chunk_mb=1e-4, late_s=0)
+    return store.relaxed() if request.param.endswith("packed") else store
 
 
 def test_round_trip(store: Store) -> None:
@@ -245,7 +246,7 @@ def test_open_store(tmp_path: Path) -> None:
     for location in (str(tmp_path / "a:b"), tmp_path, f"file://{tmp_path}"):
         assert isinstance(open_store(location), ZarrStore)
     assert list(tmp_path.iterdir()) == []
-    for location, message in (("s3://bucket/run", "scheme 's3' is not supported"), ("file://host/run", "'file'"), ("", "empty")):
+    for location, message in (("gs://bucket/run", "scheme 'gs' is not supported"), ("file://host/run", "'file'"), ("", "empty")):
         with pytest.raises(StoreError, match=message):
             open_store(location)
     (tmp_path / "file").write_bytes(b"")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repsearch.errors import NumericalError, StoreError
-from store import MemoryStore, Store, ZarrStore
+from store import MemoryStore, Store, ZarrStore, open_store
 from store.verification import verify_group
 
 ROWS = 23
@@ -26,13 +26,14 @@ ARRAYS = {
 DTYPES = {"block0": "float16", "code": "bfloat16"}
 
 
-@pytest.fixture(params=["zarr", "packed", "memory"])
+@pytest.fixture(params=["zarr", "packed", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     # Chunks of 100 bytes: 8 rows of block0, 12 of label.
     if request.param == "memory":
         return MemoryStore(chunk_mb=1e-4)
-    store = ZarrStore(tmp_path / "run", chunk_mb=1e-4)
-    return store if request.param == "zarr" else store.relaxed()
+    location = request.getfixturevalue("s3_location") if request.param == "s3" else tmp_path / "run"
+    store = open_store(location, chunk_mb=1e-4, late_s=0)
+    return store.relaxed() if request.param == "packed" else store
 
 
 def pieces(cuts: list[int]) -> list[dict[str, np.ndarray]]:
