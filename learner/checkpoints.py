@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from repsearch.networks import load_arrays, to_arrays
 from store import RepresentationStore
 from store.layout import checkpoint_path, parse_checkpoint_name
@@ -98,6 +99,7 @@ class StoreCheckpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write `checkpoint`, then remove all but the newest `keep` whole ones; checkpoints of later attempts are left alone."""
+        reach("learner.checkpoint.before")
         name = PurePosixPath(checkpoint_path(self._round, self._attempt, checkpoint.epoch)).name
         path = f"{self._folder}/{name}"
         if name in self._store.committed(self._folder):
@@ -112,8 +114,10 @@ class StoreCheckpoints:
             "seconds": checkpoint.seconds,
         }
         write_parameters(self._store, path, checkpoint.arrays, attributes)
+        reach("learner.checkpoint.after")
         self._good = [*(good for good in self._good if good != name), name][-self._keep :]
         self._prune()
+        reach("learner.checkpoint.pruned")
 
     def _read(self, path: str) -> Checkpoint | None:
         attributes = self._store.manifest(path).attributes

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from learner.checkpoints import StoreCheckpoints, load_state, rule_state, state_arrays
@@ -29,6 +30,7 @@ from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
 from repsearch.datasets.base import Data, Split
 from repsearch.errors import ConfigError, DaemonError
+from repsearch.failpoints import reach
 from repsearch.families import NETWORKS, OBJECTIVES, OPTIMISERS, RULES
 from repsearch.networks import (
     SearchableNetwork,
@@ -147,7 +149,7 @@ def initialise(run: Run, path: str) -> Reference:
     attributes = {"kind": "network", "run_id": run.run_id, "dataset_digest": data.digest, "network": config.search_network()}
     # No term and no time among the attributes: a repeat after a crash replaces the group by an equal one.
     run.store.delete(path)
-    return write_parameters(run.store, path, to_arrays(network), attributes)
+    return write_network(run.store, path, network, attributes)
 
 
 def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
@@ -182,10 +184,25 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     attributes = {"kind": "network", **_identity(run, task), **measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
     if task.state_path:
-        arrays = state_arrays(network, optimiser, state.rule)
-        reference = write_parameters(run.store, task.state_path, arrays, {"kind": "state", **_identity(run, task)})
+        reference = write_state(run.store, task.state_path, state_arrays(network, optimiser, state.rule), _identity(run, task))
         attributes["state"] = {"path": reference.path, "digest": reference.digest}
-    return write_parameters(run.store, task.output_path, to_arrays(network), attributes)
+    return write_network(run.store, task.output_path, network, attributes)
+
+
+def write_state(store: Store, path: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> Reference:
+    """Write the learner's state after a round as the group `path`."""
+    reach("learner.state.before")
+    reference = write_parameters(store, path, arrays, {"kind": "state", **attributes})
+    reach("learner.state.after")
+    return reference
+
+
+def write_network(store: Store, path: str, network: SearchableNetwork, attributes: Mapping[str, Any]) -> Reference:
+    """Write the parameters and buffers of a network as the group `path`."""
+    reach("learner.network.before")
+    reference = write_parameters(store, path, to_arrays(network), attributes)
+    reach("learner.network.after")
+    return reference
 
 
 def plan_of(run: Run, task: LearnTask, objective: LearningObjective, optimiser: OptimiserSpec) -> FitPlan:

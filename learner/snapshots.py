@@ -11,6 +11,7 @@ from typing import Any
 
 from learner.checkpoints import NETWORK, Checkpoint, Checkpoints
 from learner.keeping import plateaued
+from repsearch.failpoints import reach
 from store import RepresentationStore, layout, reference_at
 from store.parameters import write_parameters
 
@@ -41,8 +42,10 @@ class Snapshots:
         arrays = {name.removeprefix(NETWORK): array for name, array in checkpoint.arrays.items() if name.startswith(NETWORK)}
         path = layout.snapshot_path(self.learned, self.attempt, epoch)
         # This attempt may have come so far before, and died before its checkpoint.
+        reach("learner.snapshot.before")
         self.store.delete(path)
         write_parameters(self.store, path, arrays, {**self.attributes, "kind": "snapshot", "learn_digest": self.digest, "epoch": epoch})
+        reach("learner.snapshot.after")
 
     def listed(self) -> list[dict[str, Any]]:
         """Return epoch, path and digest of each snapshot of this fit, by epoch; of several attempts at one, the newest."""

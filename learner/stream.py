@@ -18,19 +18,31 @@ from learner.batches import Batches
 from learner.checkpoints import load_state, rule_state, state_arrays
 from learner.evaluation import evaluate
 from learner.fit import FitPlan, FitState, optimiser_of, run_epoch
-from learner.jobs import LearnTask, Run, make_objective, make_optimiser, make_rule, measured, plan_of, targets_of, task_of
+from learner.jobs import (
+    LearnTask,
+    Run,
+    make_objective,
+    make_optimiser,
+    make_rule,
+    measured,
+    plan_of,
+    targets_of,
+    task_of,
+    write_network,
+    write_state,
+)
 from learner.objectives.base import LearningObjective
 from learner.optimisers.base import OptimiserSpec
 from learner.rules.base import PASSES, Teaching, problem_of, teaching_of
 from learner.shortage import explained, smaller_steps
 from learner.streaming import open_batches
 from repsearch.datasets.base import Split
-from repsearch.networks import SearchableNetwork, build_network, to_arrays
+from repsearch.networks import SearchableNetwork, build_network
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.seeding import generator
 from repsearch.serving import Arrival, JobContext, StepClock
 from store import Reference
-from store.parameters import read_parameters, write_parameters
+from store.parameters import read_parameters
 
 
 @dataclass
@@ -114,10 +126,10 @@ def _written(run: Run, learning: Learning, task: LearnTask, state: FitState, fou
     done = jobs_pb2.ItemDone()
     if task.state_path:
         arrays = state_arrays(learning.network, learning.optimiser, learning.teaching.state)
-        kept = write_parameters(run.store, task.state_path, arrays, {"kind": "state", **identity})
+        kept = write_state(run.store, task.state_path, arrays, identity)
         done.state.path, done.state.digest = kept.path, kept.digest
     attributes = {"kind": "network", **identity, "network": run.config.network, **found}
-    reference = write_parameters(run.store, task.output_path, to_arrays(learning.network), attributes)
+    reference = write_network(run.store, task.output_path, learning.network, attributes)
     done.result.path, done.result.digest = reference.path, reference.digest
     figures = {
         **state.history[-1],

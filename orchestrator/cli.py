@@ -14,6 +14,7 @@ from rich.console import Console
 
 import repsearch
 from orchestrator.printing import print_best, print_plan, print_result, print_study, print_sweep
+from repsearch import failpoints
 from repsearch.errors import RepSearchError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Run the command line; ends the process with the exit code."""
     try:
+        failpoints.check()
         app()
     except RepSearchError as error:
         _say(f"error: {error}")

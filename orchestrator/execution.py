@@ -23,6 +23,7 @@ from orchestrator.tracking import MlflowTracker, NoTracker, Tracker, tracking_ur
 from orchestrator.work import RunLog, Work
 from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import DatasetError, RepSearchError
+from repsearch.failpoints import reach
 from repsearch.windows import windows_of
 from store import open_store
 
@@ -234,7 +235,9 @@ def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, r
             status, error_text = "FAILED", f"{type(error).__name__}: {error}"
             raise
         finally:
+            reach("run.finish.before")
             log.append("run_finished", status=status, error=error_text)
+            reach("run.finish.after")
             tracker.close(TRACKER_KILLED_S if status == "KILLED" else TRACKER_CLOSE_S)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from repsearch.errors import NumericalError, StoreError
+from repsearch.failpoints import reach
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -67,6 +68,7 @@ class Journal:
         self._size = reader.offset
         self._points = {_point_name(record) for record in records if record["kind"] == "point"}
         self._lock = threading.Lock()
+        reach("journal.open.before")
         try:
             self._file = self.path.open("ab", buffering=0)
             self._file.truncate(reader.offset)
@@ -74,6 +76,7 @@ class Journal:
             _fsync_folder(folder)
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be written: {error}") from None
+        reach("journal.open.after")
 
     def append(self, kind: str, /, **fields: Any) -> Record:
         """Write one record (not a point) to disk and return it."""
@@ -123,15 +126,18 @@ class Journal:
         for record in records:
             _check(record, where=f"{self.path}: record {record['n']}")
         data = "".join(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n" for record in records).encode()
+        reach("journal.append.before")
         try:
             left = memoryview(data)
             while left:
                 left = left[self._file.write(left) :]
+            reach("journal.append.written")
             os.fsync(self._file.fileno())
         except OSError as error:
             # A line written in part would make the next one malformed.
             self._file.truncate(self._size)
             raise StoreError(f"{self.path}: cannot be written: {error}; make room, then resume the run") from None
+        reach("journal.append.after")
         self._size += len(data)
         self._count += len(records)
         return records

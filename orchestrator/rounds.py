@@ -17,6 +17,7 @@ from orchestrator.segments import pruned_before, streamed_reports
 from orchestrator.streaming import stream_rounds
 from orchestrator.work import Work, document_there
 from repsearch.archives import archive_reach
+from repsearch.failpoints import reach
 from store import Reference, Store, layout
 
 
@@ -63,7 +64,9 @@ def _run_round(work: Work, policy: RoundPolicy, plan: RoundPlan, reports: Sequen
     overhead_s = time.monotonic() - start - (work.stopwatch.seconds - phases_s)
     report = make_report(work, plan, search, learn, overhead_s)
     report = replace(report, ended=reason_of(policy, [*reports, report], work.run.config))
+    reach("round.report.before")
     work.store.write_document(layout.report_document(plan.round), {"report": report.to_dict()}, create=True)
+    reach("round.report.after")
     work.log.once("round_finished", plan.round, report=report.to_dict())
     return report
 
@@ -129,10 +132,12 @@ def _prune(work: Work, plan: RoundPlan) -> None:
     if keep is not None:
         used = (plan.searched_round, plan.warm_round, round, round + 1 - archive_reach(work.run.config, work.windows))
         folders += _old(work, min(round + 1 - keep, *(number for number in used if number is not None)))
+    reach("round.prune.before")
     for folder in folders:
         for name in store.committed(folder):
             if layout.removable_round(f"{folder}/{name}") is not None or not folder.endswith("/network"):
                 store.delete(f"{folder}/{name}")
+    reach("round.prune.after")
 
 
 def _old(work: Work, before: int) -> list[str]:
@@ -141,4 +146,5 @@ def _old(work: Work, before: int) -> list[str]:
     if before <= there:
         return []
     work.store.write_document(layout.PRUNED_DOCUMENT, {"before": before}, create=False)
+    reach("round.prune.said")
     return [f"{layout.round_folder(round)}/{kind}" for round in range(there, before) for kind in ("search", "epochs", "network")]

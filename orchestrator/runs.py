@@ -8,6 +8,7 @@ The lock refuses a second orchestrator on one file system; the term fences one t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,8 +24,10 @@ from typing import Any, Self
 
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, StoreError
+from repsearch.failpoints import reach
 from store import layout, open_store
 from store.base import DocumentStore
+from store.files import PARTIAL, remove_folder, sync
 
 CONFIG_FILE = "config.toml"
 LOCK_FILE = "orchestrator.lock"
@@ -103,6 +106,7 @@ class RunLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
+        reach("run.lock.before")
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         # `owner` holds the lock for an instant while it looks, hence the tries.
         for last in (False,) * _LOCK_TRIES + (True,):
@@ -116,6 +120,7 @@ class RunLock:
                 time.sleep(_LOCK_PAUSE_S)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        reach("run.lock.after")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -185,16 +190,24 @@ def choose_name(root: Path, stem: str, name: str | None, *, baseline: bool) -> s
 
 
 def create_folder(run: Run, toml: bytes) -> None:
-    """Make the run's folder with `config.toml` and `run.json`; raises `StoreError` if the folder is there."""
+    """Make the run's folder with `config.toml` and `run.json`, whole or not at all; raises `StoreError` if the folder is there."""
+    reach("run.folder.before")
+    temporary = run.folder.with_name(f".{run.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        run.folder.mkdir()
-        (run.folder / CONFIG_FILE).write_bytes(toml)
-    except FileExistsError:
-        raise StoreError(f"{run.folder}: the run name is taken; choose another with --name") from None
+        temporary.mkdir(parents=True)
+        (temporary / CONFIG_FILE).write_bytes(toml)
+        documents(temporary).write_document(layout.RUN_DOCUMENT, run.document(), create=True)
+        reach("run.folder.filled")
+        # Renaming replaces an empty folder, which is nobody's run, and refuses any other.
+        temporary.rename(run.folder)
+        sync(run.folder.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise StoreError(f"{run.folder}: the run name is taken; choose another with --name") from None
         raise StoreError(f"{run.folder}: cannot be made: {error.strerror}; set run.root to a folder that can be written") from None
-    documents(run.folder).write_document(layout.RUN_DOCUMENT, run.document(), create=True)
+    finally:
+        remove_folder(temporary, missing_ok=True)
+    reach("run.folder.after")
 
 
 def new_run_id() -> str:
@@ -230,7 +243,9 @@ def open_run(folder: Path) -> Run:
 
 def save_run(run: Run) -> None:
     """Rewrite `run.json`, whole or not at all."""
+    reach("run.term.before")
     documents(run.folder).write_document(layout.RUN_DOCUMENT, run.document(), create=False)
+    reach("run.term.after")
 
 
 def documents(folder: Path) -> DocumentStore:

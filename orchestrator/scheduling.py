@@ -17,6 +17,7 @@ from typing import Protocol
 
 from orchestrator import interrupts
 from repsearch.errors import KINDS, DaemonError, JobError, RepSearchError, from_kind
+from repsearch.failpoints import reach
 from repsearch.rpc.v1 import jobs_pb2
 
 MAX_FAILURES = 3
@@ -217,7 +218,9 @@ class _Schedule:
 def _follow(job: _Job, news: queue.SimpleQueue[_News]) -> None:
     """Start the job and put its events, and its end, into `news`."""
     try:
+        reach("job.start.before")
         final = job.daemon.start(job.request)
+        reach("job.start.after")
         job.job_id = final.job_id
         for event in job.daemon.watch(final.job_id):
             if event.WhichOneof("kind") == "state":

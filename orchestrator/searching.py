@@ -20,6 +20,7 @@ from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
 from orchestrator.segments import streamed_search
 from orchestrator.work import Work, as_document, as_message, document_there
 from repsearch.errors import RepSearchError, StoreError
+from repsearch.failpoints import reach
 from repsearch.rpc.v1 import jobs_pb2
 from store import Manifest, Reference, Store, layout, reference_at
 from store.verification import verify_group
@@ -88,7 +89,9 @@ def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> Sear
         record = load_search(work.store, plan.round)
     else:
         record = _search(work, plan, network)
+        reach("round.search.before")
         work.store.write_document(path, asdict(record), create=True)
+        reach("round.search.after")
     work.log.points(plan.round, record.points())
     return record
 

@@ -16,6 +16,7 @@ from repsearch.config import LOGITS, RunConfig, SearchConfig, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError, DaemonError
+from repsearch.failpoints import reach
 from repsearch.families import NETWORKS, STRATEGIES
 from repsearch.networks import build_network, layer_name, layer_number, load_arrays
 from repsearch.networks.base import Shape
@@ -78,7 +79,9 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
             on_progress=reports.progress,
             on_position=reports.position,
         )
+        reach("searcher.shard.before")
         reference = shard.commit(attributes_of(request, spec, config, names, end))
+        reach("searcher.shard.after")
     return JobResult(path=reference.path, digest=reference.digest)
 
 

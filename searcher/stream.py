@@ -11,6 +11,7 @@ import torch
 
 from repsearch.config import RunConfig
 from repsearch.datasets.base import Data
+from repsearch.failpoints import reach
 from repsearch.networks import SearchableNetwork, build_network, layer_name, load_arrays
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, StepClock
@@ -79,7 +80,9 @@ def _search(
         with writer:
             for piece in pieces:
                 writer.append(arrays_of(names, piece))
+            reach("searcher.shard.before")
             reference = writer.commit(attributes_of(request, spec, config, names, end))
+            reach("searcher.shard.after")
     layers = [
         jobs_pb2.LayerState(name=name, cross_entropy=curve, solved=solved)
         for name, curve, solved in zip(names, end.curves, end.solved, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 
 PARTIAL = ".partial"
 _HINTS = {
@@ -52,21 +54,27 @@ def on_network(folder: str, mounts: Path = Path("/proc/self/mountinfo")) -> bool
 
 def create_file(path: Path, data: bytes) -> bool:
     """Create `path` with `data`, durable; False, and nothing changed, if it exists."""
+    reach("store.create.before")
     temporary = _write_temporary(path, data, True)
     try:
+        reach("store.create.written")
         # Rename would replace an existing file; a link refuses to.
         os.link(temporary, path)
+        reach("store.create.linked")
     except FileExistsError:
         return False
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+    reach("store.create.after")
     return True
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Create or replace `path` with `data`, on the disk if `durable`; a reader sees the old or the new content, never a mixture."""
+    reach("store.replace.before")
     temporary = _write_temporary(path, data, durable)
+    reach("store.replace.written")
     try:
         temporary.replace(path)
     except OSError:
@@ -74,14 +82,24 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync(path.parent)
+    reach("store.replace.after")
 
 
 def make_folders(folder: Path, root: Path) -> None:
     """Create `folder` and its parents down from `root`, durable."""
     if folder.is_dir():
         return
+    reach("store.folder.before")
     folder.mkdir(parents=True, exist_ok=True)
     sync_all(ancestors(folder, root))
+    reach("store.folder.after")
+
+
+def remove_folder(folder: Path, *, missing_ok: bool = False) -> None:
+    """Remove `folder` and everything in it, links not followed."""
+    reach("store.clear.before")
+    shutil.rmtree(folder, ignore_errors=missing_ok)
+    reach("store.clear.after")
 
 
 def ancestors(folder: Path, root: Path) -> list[Path]:

@@ -97,6 +97,8 @@ def report_document(round: int) -> str:
 
 
 PRUNED_DOCUMENT = "pruned.json"
+GROUPS = ("rounds/*/network/*", "rounds/*/epochs/*", "rounds/*/search/*", "checkpoints/*/*", "states/*/*", "stream/*/*")
+"""Patterns of the folders of groups."""
 SEGMENTS_FOLDER = "stream/segments"
 STATES_FOLDER = "stream/states"
 STREAM_FOLDERS = ("stream/targets", "stream/networks", STATES_FOLDER)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from store import files
 from store.files import failures
 
@@ -103,18 +103,20 @@ class LocalFiles:
     def remove(self, key: str, *, durable: bool) -> None:
         """Remove a file, as `Files.remove` says."""
         path = self._place(key)
+        reach("store.remove.before")
         try:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError):
             return
         if durable:
             files.sync(path.parent)
+        reach("store.remove.after")
 
     def remove_folder(self, folder: str, *, durable: bool) -> None:
         """Remove a folder, as `Files.remove_folder` says."""
         place = self._place(folder)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(place)
+            files.remove_folder(place)
             if durable:
                 files.sync(place.parent)
 

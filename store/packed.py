@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from store import formats, manifest
 from store.access import Files
 from store.base import Reference
@@ -57,8 +58,10 @@ class PackWriter:
         head = manifest.encode(self._path, infos, attributes, {})
         body = [value.reshape(-1).view(np.uint8).tobytes() for value in values.values()]
         data = b"".join([_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head, *body])
+        reach("store.pack.before")
         if not self._files.write(pack_of(self._path), data, create=True, durable=False):
             raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
+        reach("store.pack.after")
         return Reference(self._path, manifest.digest_of(head))
 
     def close(self) -> None:

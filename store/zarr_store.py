@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from store import documents, files, formats, manifest, packed
 from store.access import Files
 from store.base import GroupWriter, Reference
@@ -43,8 +44,10 @@ class ZarrStore:
 
     def settle(self, paths: Sequence[str]) -> None:
         """Flush groups to the disk, as `Store.settle` says."""
+        reach("store.settle.before")
         with failures(f"{self._files}: cannot be flushed"):
             self._files.settle([key for path in paths for key in (packed.pack_of(check_path(path)), path)])
+        reach("store.settle.after")
 
     def write(
         self,
@@ -114,10 +117,13 @@ class ZarrStore:
     def delete(self, path: str) -> None:
         """Delete a group, the manifest first, as `RepresentationStore.delete` says."""
         check_path(path)
+        reach("store.delete.before")
         with failures(f"{path}: cannot be deleted in {self._files}"):
             for key in (packed.pack_of(path), f"{path}/{MANIFEST}"):
                 self._files.remove(key, durable=self._durable)
+            reach("store.delete.unreadable")
             self._clear(path)
+        reach("store.delete.after")
 
     def write_document(self, path: str, document: Mapping[str, Any], *, create: bool) -> str:
         """Write a document, as `DocumentStore.write_document` says."""

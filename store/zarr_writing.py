@@ -22,6 +22,7 @@ import google_crc32c
 import numpy as np
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from store import manifest
 from store.access import Files, Output
 from store.base import Reference
@@ -115,8 +116,10 @@ class GroupFiles:
         self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flush")
         self._flushes: list[Future[None]] = []
         self._metadata = metadata_of(forms)
+        reach("store.group.before")
         self._described = {key: _written(files, key, data) for key, data in self._keys(self._metadata)}
         self._arrays = {name: ArrayFiles(files, path, name, form) for name, form in forms.items()}
+        reach("store.group.empty")
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Append rows to the arrays; what fails first, in the order of the arrays, is raised."""
@@ -128,6 +131,7 @@ class GroupFiles:
             else:
                 for part in parts:
                     self._do(*part)
+        reach("store.group.rows")
 
     def commit(self, attributes: Mapping[str, Any]) -> Reference:
         """Flush everything, write the manifest, and return the group's reference."""
@@ -141,8 +145,10 @@ class GroupFiles:
                 self._flush(functools.partial(_flush, output, key))
             for flush in self._flushes:
                 flush.result()
+            reach("store.group.flushed")
             if not self._files.write(f"{self._path}/{MANIFEST}", data, create=True):
                 raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
+        reach("store.group.after")
         return Reference(self._path, manifest.digest_of(data))
 
     def close(self) -> None:

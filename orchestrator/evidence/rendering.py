@@ -11,6 +11,7 @@ from orchestrator.evidence.picture import draw, panels_of
 from orchestrator.evidence.results import Record, read
 from orchestrator.evidence.tables import EvidenceTable
 from orchestrator.sweeps.space import toml_value
+from store.files import replace_file
 
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 
@@ -27,9 +28,7 @@ def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
     for path in paths:
         parts += _section(path)
     page = out / f"{name}.md"
-    part = page.with_suffix(".part")
-    part.write_text("\n\n".join(parts) + "\n")
-    part.replace(page)
+    replace_file(page, ("\n\n".join(parts) + "\n").encode())
     return page
 
 

@@ -20,6 +20,7 @@ import psutil
 import repsearch
 from orchestrator.evidence.rows import Row
 from repsearch.errors import StoreError
+from store.files import replace_file
 
 Record = dict[str, Any]
 
@@ -47,9 +48,7 @@ class Results:
         rows = [known for known in self.rows() if known["row"] != record["row"] and known["row"] in places]
         rows = sorted([*rows, record], key=lambda known: places[known["row"]])
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({**self.head, "rows": rows}, indent=1) + "\n")
-        part.replace(self.path)
+        replace_file(self.path, (json.dumps({**self.head, "rows": rows}, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:

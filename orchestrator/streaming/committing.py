@@ -16,6 +16,7 @@ from orchestrator.report import RoundReport
 from orchestrator.segments import pruned_before, segments
 from orchestrator.streaming.rounds import Learned, entry_of, reference_of
 from orchestrator.work import Work, as_document
+from repsearch.failpoints import reach
 from store import Reference, layout
 
 PACE_SEGMENTS = 5
@@ -75,12 +76,14 @@ class Committer:
         """Drop what is not committed, and the groups that are left of it; the newest segment is what learning goes on from."""
         self.wait()
         self._pending = []
+        reach("stream.forget.before")
         for folder in layout.STREAM_FOLDERS:
             for name in self._store.committed(folder):
                 path = f"{folder}/{name}"
                 round = layout.streamed_round(path)
                 if round is not None and (round >= len(self.reports) or self._superseded(path)):
                     self._store.delete(path)
+        reach("stream.forget.after")
 
     def replay(self) -> None:
         """Bring into the journal what a crash kept out of it."""
@@ -104,7 +107,9 @@ class Committer:
             "seconds": now - self._begun,
         }
         self._begun = now
+        reach("segment.commit.before")
         self._work.store.write_document(layout.segment_document(first), document, create=True)
+        reach("segment.commit.after")
         before = self.state
         self._tell(self._took(document))
         if before is not None:
@@ -133,12 +138,15 @@ class Committer:
         """Remove the targets and networks of rounds below `before`; said first, so that nobody misses them."""
         if before <= self._pruned:
             return
+        reach("round.prune.before")
         self._work.store.write_document(layout.PRUNED_DOCUMENT, {"before": before}, create=False)
+        reach("round.prune.said")
         for report in self.reports[self._pruned : before]:
             for reference in (*report.shards, report.learned):
                 assert reference is not None
                 self._store.delete(reference["path"])
         self._pruned = before
+        reach("round.prune.after")
 
 
 class Tally:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from orchestrator.scheduling import Daemon
 from repsearch.errors import RepSearchError
+from repsearch.failpoints import reach
 from repsearch.rpc.v1 import jobs_pb2
 
 
@@ -40,14 +41,18 @@ class Feed:
         self.daemon, self.term = daemon, request.term
         self.given: dict[int, Any] = {}
         self._news, self._pushed = news, 0
+        reach("job.start.before")
         self.job_id = daemon.start(request).job_id
+        reach("job.start.after")
         threading.Thread(target=self._follow, name=f"stream {daemon.address}", daemon=True).start()
 
     def push(self, item: jobs_pb2.Item, purpose: Any) -> None:
         """Give the job its next item."""
         self._pushed += 1
         self.given[self._pushed] = purpose
+        reach("stream.push.before")
         self.daemon.push(self.job_id, self.term, self._pushed, item)
+        reach("stream.push.after")
 
     def finish(self) -> None:
         """Tell the job that no item comes any more."""

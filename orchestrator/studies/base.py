@@ -21,6 +21,7 @@ from orchestrator.searching import SearchRecord
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError
 from store import Store
+from store.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +196,7 @@ def write_findings(folder: Path, findings: Findings) -> None:
     for name, figure in findings.figures.items():
         save(figure, folder / f"{name}.png")
     for name, rows in findings.tables.items():
-        (folder / f"{name}.csv").write_text(csv_text(rows))
+        replace_file(folder / f"{name}.csv", csv_text(rows).encode())
 
 
 def several_searches(base: Base, study: str) -> int:

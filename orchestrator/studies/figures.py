@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from orchestrator.plots import COLOURS, MARKERS
+from store.files import replace_file
 
 __all__ = ["COLOURS", "MARKERS", "grid", "label_once", "log_values", "save", "say", "ticks"]
 
@@ -67,8 +68,7 @@ def label_once(figure: Figure, axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG of 256 colours, a third of the size of true colour; the file appears whole or not at all."""
-    drawn = io.BytesIO()
+    drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn)
-    temporary = path.with_suffix(".new")
-    Image.open(drawn).convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
-    temporary.replace(path)
+    Image.open(drawn).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
+    replace_file(path, small.getvalue())

@@ -25,6 +25,7 @@ from orchestrator.sweeps.worker import Request, Result
 from orchestrator.tracking import tracking_uri
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, JobError, NumericalError, StoreError
+from store.files import replace_file
 
 SWEEP_FILE = "sweep.json"
 BEST_FILE = "best.toml"
@@ -91,9 +92,7 @@ def reopen(folder: Path, jobs: int) -> Prepared:
 def create(folder: Path, sweep: Sweep) -> None:
     """Write what the sweep in `folder` is."""
     table = {**sweep.table, "sweep": sweep.settings.model_dump()}
-    part = folder / f"{SWEEP_FILE}.part"
-    part.write_text(json.dumps({"schema": 1, "table": table}, indent=1) + "\n")
-    part.replace(folder / SWEEP_FILE)
+    replace_file(folder / SWEEP_FILE, (json.dumps({"schema": 1, "table": table}, indent=1) + "\n").encode())
 
 
 def choose(folder: Path, sweep: Sweep, workers: Workers, tell: Callable[[str], None], *, jobs: int = 1) -> Best:
@@ -104,7 +103,7 @@ def choose(folder: Path, sweep: Sweep, workers: Workers, tell: Callable[[str], N
     best = perform_trials(folder, sweep, workers, tell, jobs=jobs)
     if isinstance(best, list):
         raise JobError(f"{folder}: none of {sweep.trials} trials has a result: {'; '.join(best)}")
-    (folder / BEST_FILE).write_text(best_toml(best, sweep))
+    replace_file(folder / BEST_FILE, best_toml(best, sweep).encode())
     return best
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
 from repsearch.errors import DaemonError, JobError, RepSearchError
 from store import layout
+from store.files import remove_folder, replace_file
 
 RESULT = "result.json"
 
@@ -105,7 +105,7 @@ class Worker:
             resumed = (folder / layout.RUN_DOCUMENT).is_file()
             if not resumed:
                 # A folder without `run.json` is what a process killed in between left.
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder, missing_ok=True)
                 create_folder(_new_run(folder, preflight, request.sweep), request.toml.encode())
             with RunLock(folder):
                 run = open_run(folder)
@@ -119,10 +119,10 @@ class Worker:
                     result = _result(run_rounds(work), run.dataset["train"])
                 core_s = self._processor_s() - before_s
                 result = replace(result, wall_s=time.monotonic() - begin, core_s=core_s, resumed=resumed)
-                _write(folder / RESULT, asdict(result))
+                replace_file(folder / RESULT, (json.dumps(asdict(result), indent=1) + "\n").encode())
                 if request.prune:
                     for part in (layout.ROUNDS_FOLDER, layout.STREAM_FOLDER):
-                        shutil.rmtree(folder / part, ignore_errors=True)
+                        remove_folder(folder / part, missing_ok=True)
         return result
 
     def close(self) -> None:
@@ -204,12 +204,6 @@ def _result(reports: Sequence[RoundReport], examples: int) -> Result:
         learn_s=total("seconds/learn"),
         seconds=total("seconds/round"),
     )
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1) + "\n")
-    part.replace(path)
 
 
 class _Silent:

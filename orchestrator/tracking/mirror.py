@@ -16,6 +16,7 @@ from orchestrator.tracking.metrics import MetricLog, Value
 from orchestrator.tracking.runs import Runs
 from orchestrator.tracking.state import State
 from orchestrator.tracking.system import SystemMetrics
+from repsearch.failpoints import reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +123,9 @@ class Mirror:
         batched = kind == "point" or (kind == "round_finished" and self.story.windowed)
         if not batched:
             self._save_progress()
+        reach("tracking.apply.before")
         self._apply[kind](record)
+        reach("tracking.apply.after")
         self._reached = record["n"]
         if not batched:
             self._save_progress()

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from repsearch.failpoints import reach
+
 STATE_NAME = "tracking.json"
 LOCK_NAME = "tracking.lock"
 
@@ -31,10 +33,13 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Replace the state file."""
-        path = folder / STATE_NAME
-        temporary = path.with_suffix(".json.new")
+        reach("tracking.state.before")
+        # One process writes, so the temporary name is always the same, and what a killed one leaves is written over.
+        temporary = (folder / STATE_NAME).with_suffix(".json.new")
         temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.replace(path)
+        reach("tracking.state.written")
+        temporary.replace(folder / STATE_NAME)
+        reach("tracking.state.after")
 
 
 def load_state(folder: Path, *, uri: str, experiment: str) -> State:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from repsearch import __version__
+from repsearch import __version__, failpoints
 from repsearch.errors import RepSearchError
 from repsearch.serving import logs
 from repsearch.serving.jobs import Service
@@ -86,6 +86,7 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
 def run(app: typer.Typer) -> None:
     """Run `app` and end the process: errors a user can act on are one message and their exit code."""
     try:
+        failpoints.check()
         app()
     except RepSearchError as error:
         print(f"error: {error}", file=sys.stderr)
