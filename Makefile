@@ -1,10 +1,11 @@
-# make setup | run | test | check | protos | docs | bench
+# make setup | run | test | check | protos | docs | bench | fuzz
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+FUZZ_SECONDS ?= 300
 INSTALLED = $(VENV)/.installed
 
-.PHONY: setup run test test-slow check format protos docs bench clean
+.PHONY: setup run test test-slow check format protos docs bench fuzz clean
 
 setup: $(INSTALLED)
 
@@ -39,6 +40,11 @@ protos: setup
 
 docs: setup
 	$(BIN)/python scripts/make_config_reference.py
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	mkdir -p .fuzz
+	$(BIN)/python -m tests.fuzz_rpc -max_total_time=$(FUZZ_SECONDS) -max_len=8192 .fuzz
 
 bench: setup
 	$(BIN)/python benchmarks/digits.py

@@ -25,7 +25,7 @@ from learner.shortage import explained, smaller_steps
 from learner.snapshots import Snapshots, WithSnapshots
 from learner.streaming import open_batches
 from learner.targets import CommittedTargets, expected_shapes, find_targets
-from repsearch.config import RunConfig
+from repsearch.config import RunConfig, parse_resolved
 from repsearch.datasets import cached_data
 from repsearch.datasets.augmentation import check_pad_crop
 from repsearch.datasets.base import Data, Split
@@ -90,7 +90,7 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
 
 
 def _run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
-    config = RunConfig.model_validate_json(request.config_json)
+    config = parse_resolved(request.config_json)
     _prepare_torch(context)
     data = cached_data(config.dataset, seed=config.run.seed)
     if request.dataset_digest not in ("", data.digest):
@@ -325,7 +325,9 @@ def _prepare_torch(context: JobContext) -> None:
 
 
 def task_of(spec: jobs_pb2.LearnSpec, examples: int) -> LearnTask:
-    """Return the task of a message; `examples`: in the training set."""
+    """Return the task of a message; `examples`: in the training set. Raises `DaemonError` for a window that is not in it."""
+    if spec.first + spec.count > examples:
+        raise DaemonError(f"{spec.count} examples from {spec.first} on are not there: the training set has {examples}")
     return LearnTask(
         round=spec.round,
         attempt=spec.attempt,

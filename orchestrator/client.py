@@ -194,6 +194,8 @@ class DaemonClient:
             return self._error(f"{details}; {TOKEN_HINT}", SecurityError)
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return self._error(f"it does not serve the {self.service} protocol{self._what_it_is()}; check the configured addresses")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return self._error(f"the message is too large: {details}; raise searcher.shard_examples, so that there are fewer shards")
         what = f"{code.name.lower().replace('_', ' ')}: {details}".rstrip(": ")
         return self._error(f"{what}; {HINTS[code]}" if code in HINTS else what)
 

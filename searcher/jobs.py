@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from repsearch.archives import check_archive, elites_name
-from repsearch.config import LOGITS, RunConfig, SearchConfig, search_digest
+from repsearch.config import LOGITS, RunConfig, SearchConfig, parse_resolved, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError, DaemonError
@@ -35,7 +35,7 @@ from store.parameters import read_parameters
 
 def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
     """Run the job that `request` describes; raises `RepSearchError` for every fault a user can act on."""
-    config = RunConfig.model_validate_json(request.config_json)
+    config = parse_resolved(request.config_json)
     torch.set_num_threads(context.threads)
     data = cached_data(config.dataset, seed=config.run.seed)
     kind = request.WhichOneof("spec")
@@ -57,6 +57,7 @@ def run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
 
 def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, context: JobContext) -> JobResult:
     spec = request.search
+    check_range(spec, data)
     store = open_store(str(context.store_root / request.run_path), chunk_mb=config.store.chunk_mb)
     plan = make_plan(config, data, torch.device(context.device), round_number=spec.round, trained=spec.trained)
     table = config.network if spec.trained else config.search_network()
@@ -83,6 +84,12 @@ def _search(request: jobs_pb2.StartRequest, config: RunConfig, data: Data, conte
         reference = shard.commit(attributes_of(request, spec, config, names, end))
         reach("searcher.shard.after")
     return JobResult(path=reference.path, digest=reference.digest)
+
+
+def check_range(spec: jobs_pb2.SearchSpec, data: Data) -> None:
+    """Raise `DaemonError` for examples that the training set does not have."""
+    if not 0 < spec.count <= len(data.train) - spec.first:
+        raise DaemonError(f"{spec.count} examples from {spec.first} on are not there: the training set has {len(data.train)}")
 
 
 def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_number: int, trained: bool) -> SearchPlan:

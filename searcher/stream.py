@@ -16,7 +16,7 @@ from repsearch.networks import SearchableNetwork, build_network, layer_name, loa
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, StepClock
 from searcher.archive import Archive, read_archive
-from searcher.jobs import arrays_of, attributes_of, dtypes_of, make_plan, references_of
+from searcher.jobs import arrays_of, attributes_of, check_range, dtypes_of, make_plan, references_of
 from searcher.search import Piece, Position, SearchPlan, SearchProgress, search_pieces
 from store import Reference, Store, open_store
 from store.parameters import read_parameters
@@ -69,6 +69,7 @@ def _search(
     clock: StepClock,
 ) -> jobs_pb2.ItemDone:
     """Search a window and write its targets; return what to tell of it."""
+    check_range(spec, data)
     names = [layer_name(layer, resident.network.logits_layer) for layer in resident.plan.layers]
     with clock.step("read"):
         resident.load(store, Reference(spec.network.path, spec.network.digest))

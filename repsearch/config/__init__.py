@@ -6,7 +6,7 @@
 
 from repsearch.config.changing import merged, with_search
 from repsearch.config.digests import json_digest, learn_digest, search_digest
-from repsearch.config.loading import load_config, parse_config, read_toml, with_overrides
+from repsearch.config.loading import load_config, parse_config, parse_resolved, read_toml, with_overrides
 from repsearch.config.schema import (
     LOGITS,
     LearnConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "load_config",
     "merged",
     "parse_config",
+    "parse_resolved",
     "read_toml",
     "search_digest",
     "with_overrides",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,15 @@ def parse_config(table: Mapping[str, Any]) -> RunConfig:
     if faults:
         raise ConfigError("\n".join(faults))
     return RunConfig.model_validate(dump)
+
+
+def parse_resolved(text: str) -> RunConfig:
+    """Return the configuration that `model_dump_json` wrote as `text`, its sections checked again; `ConfigError` names what is wrong."""
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValidationError as error:
+        # What came by a message may be anything, and as long.
+        raise ConfigError(textwrap.shorten(describe(error, at="", known=known_keys), 2000)) from None
 
 
 def _faults_of_search_network(dump: Mapping[str, Any]) -> list[str]:

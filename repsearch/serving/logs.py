@@ -45,6 +45,8 @@ def configure(service: str, log_format: str) -> None:
     handler.setFormatter(JsonFormatter(service) if log_format == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # A traceback for each message that is none, which whoever may call could fill the disk with; the caller is told.
+    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
 
 def relay(line: str, log_format: str) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from google.protobuf.message import Message
 
 from repsearch.errors import StoreError
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving.refusals import BadRequest, OutsideRoot
 
+_REQUIRED = ("network",)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -49,17 +52,17 @@ def inside(root: Path, path: str, *, what: str) -> Path:
 def check_paths(root: Path, request: jobs_pb2.StartRequest) -> Path:
     """Return the run's real folder; a Refusal if it, or any path of the spec inside it, lies elsewhere."""
     run = inside(root, request.run_path, what="run_path")
-    _check_inside(run, _spec_paths(request))
+    kind = request.WhichOneof("spec")
+    if kind is not None:
+        _check_inside(run, _paths(kind, getattr(request, kind), ("state_path",)))
     return run
 
 
 def check_item_paths(run: Path, item: jobs_pb2.Item) -> None:
     """Refuse an item of a stream job that names a path outside the run's folder."""
     kind = item.WhichOneof("kind")
-    if kind == "search":
-        _check_inside(run, _search_paths(item.search))
-    elif kind == "learn":
-        _check_inside(run, _learn_paths(item.learn))
+    if kind is not None:
+        _check_inside(run, _paths(kind, getattr(item, kind), ("state_path", "checkpoint_path")))
 
 
 def _check_inside(run: Path, paths: Iterator[tuple[str, str]]) -> None:
@@ -69,30 +72,15 @@ def _check_inside(run: Path, paths: Iterator[tuple[str, str]]) -> None:
         inside(run, path, what=name)
 
 
-def _spec_paths(request: jobs_pb2.StartRequest) -> Iterator[tuple[str, str]]:
-    kind = request.WhichOneof("spec")
-    if kind == "initialise":
-        yield "initialise.output_path", request.initialise.output_path
-    elif kind == "search":
-        yield from _search_paths(request.search)
-    elif kind == "learn":
-        yield "learn.checkpoint_path", request.learn.checkpoint_path
-        yield from _learn_paths(request.learn)
-    elif kind == "stream_learn" and request.stream_learn.HasField("state"):
-        yield "stream_learn.state.path", request.stream_learn.state.path
-
-
-def _search_paths(spec: jobs_pb2.SearchSpec) -> Iterator[tuple[str, str]]:
-    yield "search.output_path", spec.output_path
-    yield "search.network.path", spec.network.path
-
-
-def _learn_paths(spec: jobs_pb2.LearnSpec) -> Iterator[tuple[str, str]]:
-    yield "learn.output_path", spec.output_path
-    yield from ((f"learn.shards[{index}].path", shard.path) for index, shard in enumerate(spec.shards))
-    if spec.HasField("initial_network"):
-        yield "learn.initial_network.path", spec.initial_network.path
-    if spec.HasField("state"):
-        yield "learn.state.path", spec.state.path
-    if spec.state_path:
-        yield "learn.state_path", spec.state_path
+def _paths(name: str, message: Message, optional: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of every path in a spec: of each field called so, whatever message it is in. `optional` ones may be empty."""
+    for field in message.DESCRIPTOR.fields:
+        value, inner = getattr(message, field.name), f"{name}.{field.name}"
+        if field.message_type is not None and field.is_repeated:
+            for index, each in enumerate(value):
+                yield from _paths(f"{inner}[{index}]", each, optional)
+        elif field.message_type is not None:
+            if field.name in _REQUIRED or message.HasField(field.name):
+                yield from _paths(inner, value, optional)
+        elif field.name.endswith("path") and (value or field.name not in optional):
+            yield inner, value

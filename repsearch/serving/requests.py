@@ -6,6 +6,7 @@ from pathlib import Path
 
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving.jobs import Service
+from repsearch.serving.limits import check_size
 from repsearch.serving.paths import check_item_paths, check_paths
 from repsearch.serving.refusals import BadRequest
 
@@ -18,6 +19,7 @@ ITEMS: dict[Service, tuple[str, ...]] = {"searcher": ("search", "end"), "learner
 
 def admit(service: Service, root: Path, request: jobs_pb2.StartRequest) -> jobs_pb2.StartRequest:
     """Return a copy of `request` whose run_path is absolute and inside `root`; a Refusal that says what is wrong with it otherwise."""
+    check_size(request)
     for name in ("request_id", "run_id"):
         if not getattr(request, name):
             raise BadRequest(f"{name} is empty")
@@ -31,7 +33,7 @@ def admit(service: Service, root: Path, request: jobs_pb2.StartRequest) -> jobs_
 
 
 def admit_item(service: Service, run_path: str, request: jobs_pb2.PushRequest) -> jobs_pb2.PushRequest:
-    """Return `request` if its item is one that the service's stream jobs take and stays in the run's folder; a Refusal otherwise."""
+    """Return `request`, whose size was checked, if its item is one that the service takes and stays in the run's folder; else a Refusal."""
     kind = request.item.WhichOneof("kind")
     if kind not in ITEMS[service]:
         raise BadRequest(f"a {service} takes no item {kind or 'without a kind'}; it takes {', '.join(ITEMS[service])}")

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving import refusals
 from repsearch.serving.jobs import Service
+from repsearch.serving.limits import MESSAGE_BYTES, check_size
 from repsearch.serving.protection import Secrets
 from repsearch.serving.requests import admit, admit_item
 from repsearch.serving.table import Table
@@ -27,6 +28,7 @@ from repsearch.serving.tokens import TokenInterceptor
 
 STREAMS = 64
 HEADROOM = 32
+DETAILS_LENGTH = 2000
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # otherwise two daemons share a port and each gets half of the calls
     ("grpc.keepalive_time_ms", 10_000),
@@ -35,6 +37,7 @@ OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),  # clients ping every 8 s; the default is 5 minutes
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
 ]
 CODES = {
     refusals.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -74,7 +77,8 @@ def answering(context: Any) -> Iterator[None]:
     try:
         yield
     except refusals.Refusal as refusal:
-        context.abort(CODES[type(refusal)], str(refusal))
+        # Headers, which carry it, are bounded.
+        context.abort(CODES[type(refusal)], str(refusal)[:DETAILS_LENGTH])
 
 
 class JobServicer:
@@ -93,16 +97,19 @@ class JobServicer:
 
     def Get(self, request: jobs_pb2.GetRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
         with answering(context):
+            check_size(request)
             return self._table.get(request.job_id)
         raise AssertionError("abort raises")
 
     def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
         with answering(context):
+            check_size(request)
             return self._table.cancel(request.job_id, request.term)
         raise AssertionError("abort raises")
 
     def Push(self, request: jobs_pb2.PushRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
         with answering(context):
+            check_size(request)
             return self._table.push(admit_item(self._service, self._table.run_path(request.job_id), request))
         raise AssertionError("abort raises")
 
@@ -114,6 +121,7 @@ class JobServicer:
             self._table.wake(request.job_id)
 
         with answering(context), self._streams.slot():
+            check_size(request)
             if not context.add_callback(close):
                 return
             yield from self._table.watch(request.job_id, request.from_sequence, closed)

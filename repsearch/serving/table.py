@@ -2,8 +2,9 @@
 
 A job is QUEUED, RUNNING, then SUCCEEDED, FAILED or CANCELLED. Its changes of state and its points are events with sequence numbers
 from 1; they are kept as long as the job is, so that a watcher can begin anywhere. Progress is not kept: only its newest value is, and
-watchers get it as heartbeats. Memory is bounded: `MAX_POINTS` points a job, and finished jobs are forgotten, oldest first, beyond
-`KEEP_JOBS` jobs or `KEEP_POINTS` points.
+watchers get it as heartbeats. Memory is bounded: `MAX_POINTS` points a job, `ITEM_LIMIT` items and `ITEM_BYTES` bytes of them that a
+stream job has yet to do, and finished jobs are forgotten, oldest first, beyond `KEEP_JOBS` jobs, `KEEP_POINTS` points or `KEEP_BYTES` bytes
+of requests.
 
 One lock guards everything; listeners are called without it.
 """
@@ -19,11 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
-from repsearch.serving.refusals import BadRequest, Draining, OutOfRange, QueueFull, RequestReused, StaleTerm, UnknownJob
+from repsearch.serving.refusals import BadRequest, Draining, OutOfRange, QueueFull, RequestReused, UnknownJob
+from repsearch.serving.terms import Terms
 
 QUEUE_LIMIT = 16
 KEEP_JOBS = 256
 KEEP_POINTS = 500_000
+KEEP_BYTES = 64 * 1024 * 1024
+ITEM_LIMIT = 4096
+ITEM_BYTES = 64 * 1024 * 1024
 HEARTBEAT_S = 2.0
 FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 STREAMS = ("stream_search", "stream_learn")
@@ -44,10 +49,17 @@ class Record:
     pushed: int = 0
     untold: deque[jobs_pb2.Item] = field(default_factory=deque)
     """Items pushed that the compute process has not been given."""
+    undone: deque[int] = field(default_factory=deque)
+    """Sizes in bytes of the items pushed that are not done."""
 
     @property
     def finished(self) -> bool:
         return self.job.state in FINISHED
+
+    @property
+    def size(self) -> int:
+        """Bytes of its request."""
+        return self.request.ByteSize()
 
 
 class Table:
@@ -68,7 +80,7 @@ class Table:
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         self._requests: dict[tuple[str, int, str], Record] = {}
-        self._terms: dict[str, int] = {}
+        self._terms = Terms()
         self._queue: deque[Record] = deque()
         self._running: Record | None = None
         self._stopping: deque[str] = deque()  # running jobs whose listener has yet to be told
@@ -108,8 +120,7 @@ class Table:
             if not 1 <= request.sequence <= record.pushed + 1:
                 raise OutOfRange(f"job {request.job_id}: item {request.sequence} was pushed, the last one was {record.pushed}")
             if request.sequence == record.pushed + 1 and not record.finished:
-                record.pushed += 1
-                record.untold.append(request.item)
+                self._take_item(record, request.item)
             answer = _copy(record.job)
         self._on_push()
         return answer
@@ -135,7 +146,8 @@ class Table:
         while not closed.is_set():
             with record.changed:
                 wait_s = beat_at + HEARTBEAT_S - time.monotonic()
-                if position == len(record.events) and counter == record.job.progress.counter and not record.finished and wait_s > 0:
+                idle = position == len(record.events) and counter == record.job.progress.counter and not record.finished
+                if idle and wait_s > 0 and not closed.is_set():
                     record.changed.wait(wait_s)
                 events, progress, finished = record.events[position:], _progress(record), record.finished
             position += len(events)
@@ -201,6 +213,8 @@ class Table:
         """Append the end of an item to the running job's events."""
         with self._lock:
             if self._running is not None:
+                if self._running.undone:
+                    self._running.undone.popleft()
                 self._append(self._running, jobs_pb2.Event(item_done=done))
 
     def finish(self, outcome: compute_pb2.Outcome) -> None:
@@ -248,12 +262,7 @@ class Table:
 
     def _fence(self, run_id: str, term: int) -> None:
         """Refuse a term below the run's highest; a higher one cancels the run's older jobs."""
-        highest = self._terms.get(run_id, 0)
-        if term < highest:
-            raise StaleTerm(
-                f"run {run_id!r} is at term {highest}, the call is of term {term}: another orchestrator has taken over; resume to take back"
-            )
-        self._terms[run_id] = term
+        self._terms.fence(run_id, term)
         for record in list(self._records.values()):
             if record.job.run_id == run_id and record.job.term < term and not record.finished:
                 self._cancel(record)
@@ -270,6 +279,14 @@ class Table:
         self._queue.append(record)
         self._state_event(record)
         return record
+
+    def _take_item(self, record: Record, item: jobs_pb2.Item) -> None:
+        size = item.ByteSize()
+        if len(record.undone) >= ITEM_LIMIT or sum(record.undone) + size > ITEM_BYTES:
+            raise QueueFull(f"job {record.job.job_id} has {len(record.undone)} items to do already; push this one when another is done")
+        record.pushed += 1
+        record.untold.append(item)
+        record.undone.append(size)
 
     def _cancel(self, record: Record) -> None:
         if record in self._queue:
@@ -302,9 +319,10 @@ class Table:
     def _forget(self) -> None:
         finished = [record for record in self._records.values() if record.finished]
         points = sum(record.points for record in finished)
-        while len(finished) > KEEP_JOBS or (points > KEEP_POINTS and len(finished) > 1):
+        size = sum(record.size for record in finished)
+        while len(finished) > KEEP_JOBS or ((points > KEEP_POINTS or size > KEEP_BYTES) and len(finished) > 1):
             oldest = finished.pop(0)
-            points -= oldest.points
+            points, size = points - oldest.points, size - oldest.size
             del self._records[oldest.job.job_id]
             del self._requests[(oldest.job.run_id, oldest.job.term, oldest.job.request_id)]
 
