@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 FUZZ_SECONDS ?= 300
 INSTALLED = $(VENV)/.installed
 
-.PHONY: setup run test test-slow check format protos docs bench fuzz clean
+.PHONY: setup run test test-slow check format protos docs bench fuzz audit clean
 
 setup: $(INSTALLED)
 
@@ -30,6 +30,11 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/make_protos.py --check
 	$(BIN)/python scripts/make_config_reference.py --check
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive repsearch store searcher learner orchestrator scripts benchmarks
+	$(BIN)/python scripts/audit.py
+
+audit: setup
+	$(BIN)/python scripts/audit.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -26,7 +26,7 @@ from repsearch.errors import ConfigError
 
 ORCHESTRATOR = "orchestrator"
 AUTHORITY = "ca"
-TOKEN = "token"
+KNOWN_BY = "token"
 CA_DAYS = 3650
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _BEFORE = timedelta(minutes=10)  # for clocks that are behind ours
@@ -59,12 +59,12 @@ def make_certificates(order: Order) -> list[Path]:
             _alternative(name)
     folder = order.folder
     names = [host[0] for host in order.hosts]
-    reserved = [name for name in names if name in (ORCHESTRATOR, AUTHORITY, TOKEN) or names.count(name) > 1]
+    reserved = [name for name in names if name in (ORCHESTRATOR, AUTHORITY, KNOWN_BY) or names.count(name) > 1]
     if reserved:
         raise ConfigError(f"--host {reserved[0]}: the name is taken; give each host once, under another name than {reserved[0]!r}")
     has_authority = _both_or_none(folder, AUTHORITY)
     new = [*names, *([] if _both_or_none(folder, ORCHESTRATOR) else [ORCHESTRATOR])]
-    _refuse_existing(folder, [f"{name}{suffix}" for name in names for suffix in (".pem", ".key")] + ([TOKEN] if order.token else []))
+    _refuse_existing(folder, [f"{name}{suffix}" for name in names for suffix in (".pem", ".key")] + ([KNOWN_BY] if order.token else []))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         written = []
@@ -75,7 +75,7 @@ def make_certificates(order: Order) -> list[Path]:
         for name in new:
             written += _write_pair(folder, name, _signed(authority, name, alternatives.get(name, ()), order))
         if order.token:
-            written.append(_write(folder / TOKEN, secrets.token_urlsafe(32).encode() + b"\n", 0o600))
+            written.append(_write(folder / KNOWN_BY, secrets.token_urlsafe(32).encode() + b"\n", 0o600))
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror or error}; name a folder that can") from None
     return written
@@ -211,7 +211,7 @@ def next_commands(order: Order) -> str:
         f'  ca = "{folder / "ca.pem"}"',
         f'  cert = "{folder / "orchestrator.pem"}"',
         f'  key = "{folder / "orchestrator.key"}"',
-        *([f'  token_file = "{folder / TOKEN}"'] if order.token else []),
+        *([f'  token_file = "{folder / KNOWN_BY}"'] if order.token else []),
         f"{folder / 'ca.key'} signs certificates that every daemon trusts: copy it nowhere, and keep it for further hosts",
     ]
     return "\n".join(lines)

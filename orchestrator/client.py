@@ -45,7 +45,7 @@ HINTS = {
     grpc.StatusCode.NOT_FOUND: "it has forgotten the job: start it again",
     grpc.StatusCode.CANCELLED: "the connection was closed on our side",
 }
-TOKEN_HINT = "set tls.token_file of the configuration to a file with the token that the daemon has in --token-file"
+UNKNOWN_HINT = "set tls.token_file of the configuration to a file with the token that the daemon has in --token-file"
 AnswerT = TypeVar("AnswerT")
 
 
@@ -191,7 +191,7 @@ class DaemonClient:
         """The one place where a gRPC failure becomes ours."""
         code, details = error.code(), error.details() or ""
         if code == grpc.StatusCode.UNAUTHENTICATED:
-            return self._error(f"{details}; {TOKEN_HINT}", SecurityError)
+            return self._error(f"{details}; {UNKNOWN_HINT}", SecurityError)
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return self._error(f"it does not serve the {self.service} protocol{self._what_it_is()}; check the configured addresses")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:

@@ -35,7 +35,7 @@ def read_pair(cert: Path, key: Path, *, at: tuple[str, str]) -> tuple[bytes, byt
     certificate, secret = _read(cert, at[0]), _read(key, at[1], private=True)
     _check_dates(certificate, cert, at[0])
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, ValueError, OSError):
         raise ConfigError(f"{at[1]}: {key} is not the private key, in PEM without a password, of the certificate {cert}") from None
     return certificate, secret
