@@ -182,6 +182,12 @@ POLICIES = Family(
         "learn_only": "orchestrator.policies.learn_only:LearnOnly",
     },
 )
-RULES = Family("rules", {"backprop": "learner.rules.backprop:Backprop"})
+RULES = Family(
+    "rules",
+    {
+        "backprop": "learner.rules.backprop:Backprop",
+        "node_perturbation": "learner.rules.node_perturbation:NodePerturbation",
+    },
+)
 OPTIMISERS = Family("optimisers", {"sgd": "learner.optimisers.sgd:Sgd", "adamw": "learner.optimisers.adamw:AdamW"})
 FAMILIES = {family.name: family for family in (DATASETS, NETWORKS, STRATEGIES, OBJECTIVES, RULES, OPTIMISERS, POLICIES)}

@@ -73,6 +73,7 @@ class FoldedGroup(nn.Module):
 
     def __init__(self, group: ConvGroup) -> None:
         super().__init__()
+        assert isinstance(group.norm1, _BatchNorm) and isinstance(group.norm2, _BatchNorm)
         first, second = FrozenNorm(group.norm1), FrozenNorm(group.norm2)
         apart = group.pool and bool((first.scale < 0).any())
         self.pool = group.pool

@@ -9,7 +9,7 @@ Shapes: B examples; X the axes of a representation; K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -23,10 +23,12 @@ class Reading:
     """How an objective has a network run.
 
     output: what of each block it compares with targets. isolate: whether gradients stop at each block's input.
+    isolate_head: whether the head reads the last block behind a stop-gradient.
     """
 
     output: BlockOutput = "representation"
     isolate: bool = False
+    isolate_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,17 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Loss:
-    """total: scalar to differentiate. terms: its parts by name, unweighted scalars. logits: the head's output (B, K), for accuracy."""
+    """total: scalar to differentiate. terms: its parts by name, unweighted scalars. logits: the head's output (B, K), for accuracy.
+
+    shares: what the terms add to `total`, by the same names. An objective that isolates blocks or head gives them, so that a learning rule
+    knows what each of them learns from: a share named as a block (`target_name`) is learned from by the block, any other by the head.
+    Every share is a mean over examples.
+    """
 
     total: Tensor
     terms: Mapping[str, Tensor]
     logits: Tensor
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class LearningObjective(Protocol):

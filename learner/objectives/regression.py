@@ -57,7 +57,7 @@ class Regression:
     @property
     def reading(self) -> Reading:
         """See `LearningObjective.reading`."""
-        return Reading(_COMPARED[self.match], self.isolate)
+        return Reading(_COMPARED[self.match], self.isolate, isolate_head=True)
 
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return the supervised blocks' arrays, and the logits if they are searched; see `LearningObjective.needs_targets`."""
@@ -102,8 +102,11 @@ class Regression:
                 terms[layer] = F.mse_loss(matched_BX, target_BX)
         logits_BK = outputs.head(outputs.blocks[-1].detach())
         head = head_loss(logits_BK, targets.get(LOGITS), labels_B)
-        total = torch.stack([weights.get(layer, 1.0) * term for layer, term in terms.items()]).mean() + self.head_weight * head
-        return Loss(total, {**{target_name(layer): term for layer, term in terms.items()}, "head": head}, logits_BK)
+        weighted = {layer: weights.get(layer, 1.0) * term for layer, term in terms.items()}
+        total = torch.stack(list(weighted.values())).mean() + self.head_weight * head
+        shares = {target_name(layer): term / len(weighted) for layer, term in weighted.items()}
+        named = {target_name(layer): term for layer, term in terms.items()}
+        return Loss(total, {**named, "head": head}, logits_BK, {**shares, "head": self.head_weight * head})
 
     def _supervised(self, layers: Sequence[int | str]) -> list[int]:
         return [int(layer) for layer in layers if layer != LOGITS] if self.layers is None else sorted(set(self.layers))
@@ -126,7 +129,8 @@ def head_loss(logits_BK: Tensor, searched_BK: Tensor | None, labels_B: Tensor) -
     if searched_BK is None:
         return F.cross_entropy(logits_BK, labels_B)
     target_BK = F.log_softmax(searched_BK.to(logits_BK.dtype), dim=1)
-    return F.kl_div(F.log_softmax(logits_BK, dim=1), target_BK, reduction="batchmean", log_target=True)
+    # F.kl_div of these, spelled out: it has no batching rule, which rules that take losses by example need.
+    return (target_BK.exp() * (target_BK - F.log_softmax(logits_BK, dim=1))).sum() / len(logits_BK)
 
 
 def normalised(maps_BX: Tensor) -> Tensor:

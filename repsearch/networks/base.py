@@ -34,6 +34,8 @@ class SearchableNetwork(nn.Module):
     block_shapes: tuple[Shape, ...]
     """Shape of each block's representation, without the example axis."""
     classes: int
+    input_shape: Shape
+    """(C, H, W) of an image; `build_network` sets it."""
     normalises: bool = False
     """Whether block representations are normalised per example already."""
 

@@ -35,6 +35,7 @@ def build_network(table: Mapping[str, Any], data: Data, *, seed: int, purpose: s
             stem_images=data.train.images[:STEM_IMAGES],
             rng=generator(seed, "network", purpose),
         )
+    network.input_shape = data.input_shape
     return network.eval()
 
 

@@ -36,8 +36,9 @@ class ConvNet:
     blocks: number of blocks, each halving the map.
     convolutions: convolutions per block, two per group; the searched copy of round 0 usually has 2, the learned network 4 or 6.
     batchnorm: statistics that BatchNorm normalises by: `running`, a running average in evaluation; `batch`, those of the batch at hand in
-        training and in evaluation, as in the paper. With `batch` an image's logits depend on the images beside it, so the network
-        cannot be searched: only rounds that search the untrained network can use it, with `search.network.batchnorm = "running"`.
+        training and in evaluation, as in the paper; `none`: no BatchNorm, for learning rules that need examples apart from one another.
+        With `batch` an image's logits depend on the images beside it, so the network cannot be searched: only rounds that search the
+        untrained network can use it, with `search.network.batchnorm = "running"`.
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
     """
@@ -47,7 +48,7 @@ class ConvNet:
     width: Annotated[int, Field(ge=1)] = 16
     blocks: Annotated[int, Field(ge=1)] = 3
     convolutions: Annotated[int, Field(ge=2, multiple_of=2)] = 4
-    batchnorm: Literal["running", "batch"] = "running"
+    batchnorm: Literal["running", "batch", "none"] = "running"
     batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     head_scale: Annotated[float, Field(gt=0)] = 1.0
 
@@ -171,7 +172,9 @@ class ConvGroup(nn.Module):
         return self.norm2(self.conv2(maps_BCHW))  # type: ignore[no-any-return]
 
 
-def _norm(spec: ConvNet) -> nn.BatchNorm2d:
+def _norm(spec: ConvNet) -> nn.Module:
+    if spec.batchnorm == "none":
+        return nn.Identity()
     return nn.BatchNorm2d(spec.width, momentum=spec.batchnorm_momentum, track_running_stats=not spec.depends_on_batch)
 
 

@@ -1,0 +1,78 @@
+"""The layers that a rule has formulas for: linear maps and convolutions, whose pre-activations it reads and disturbs.
+
+A rule sees a network as layers in the order in which they run. While it runs the network, it puts a function of its own in place of each
+layer's forward pass. Shapes: B examples; X the axes of a pre-activation; Y those of a layer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Module = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by its name in the network. part: of the network that it learns with, see `parts`. position: within the part."""
+
+    name: str
+    module: Module
+    part: int
+    position: int
+
+    def run(self, input_BY: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the pre-activation (B, X), with `weight` in place of the layer's own."""
+        module, weight = self.module, self.module.weight if weight is None else weight
+        if isinstance(module, nn.Linear):
+            return F.linear(input_BY, weight, module.bias)
+        output_BX: Tensor = module._conv_forward(input_BY, weight, module.bias)
+        return output_BX
+
+    def gradient(self, input_BY: Tensor, error_BX: Tensor) -> Tensor:
+        """Return the gradient of the weight, summed over examples, for `error_BX` as that of the pre-activation."""
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return error_BX.flatten(0, -2).T @ input_BY.flatten(0, -2)
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            error_BX,
+            input_BY,
+            module.weight,
+            None,
+            module.stride,
+            module.padding,
+            module.dilation,
+            False,
+            [0, 0],
+            module.groups,
+            [False, True, False],
+        )[1]
+        return gradient
+
+    def write(self, input_BY: Tensor, error_BX: Tensor, *, through: Tensor | None = None) -> None:
+        """Write the gradient, mean over examples, into the parameters; `through`: see `decorrelation.Matrices`."""
+        error_BX = error_BX / len(error_BX)
+        module = self.module
+        if module.weight.requires_grad:
+            gradient = self.gradient(input_BY, error_BX)
+            module.weight.grad = gradient if through is None else (gradient.flatten(1) @ through.T).reshape(gradient.shape)
+        if module.bias is not None and module.bias.requires_grad:
+            module.bias.grad = error_BX.flatten(0, -2).sum(0) if isinstance(module, nn.Linear) else error_BX.sum((0, 2, 3))
+
+
+@contextmanager
+def running(layers: Sequence[Layer], forward: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """In this context, layer number i of `layers` returns `forward(i, input)`."""
+    for number, layer in enumerate(layers):
+        layer.module.__dict__["forward"] = partial(forward, number)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.module.__dict__["forward"]

@@ -1,0 +1,130 @@
+"""A network run in parts, each with a loss of its own.
+
+A part is a stretch of the network between two stop-gradients of the objective: the whole network under cross-entropy; blocks and head under
+regression, and each block by itself where blocks are isolated. The loss of a part is what its parameters learn from. A disturbed pass
+enters every part with the undisturbed input, which is to a disturbance what a stop-gradient is to a gradient.
+Shapes: B examples; X the axes of a representation; Y those of a part's input; S parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.batches import Batch
+from learner.objectives.base import Loss, Outputs, Reading, target_name
+from learner.rules.base import Problem
+from learner.rules.layers import Layer
+from repsearch.networks import SearchableNetwork
+
+
+@dataclass(frozen=True)
+class Parts:
+    """of_block: number of each block's part, the stem's being that of block 0. of_head: number of the head's part."""
+
+    of_block: tuple[int, ...]
+    of_head: int
+
+    def __len__(self) -> int:
+        return self.of_head + 1
+
+    def of(self, parameter: str) -> int:
+        """Return the part of a parameter or module by its name in the network."""
+        first, _, rest = parameter.partition(".")
+        return self.of_head if first == "head" else self.of_block[int(rest.split(".")[0]) if first == "blocks" else 0]
+
+
+def parts_of(network: SearchableNetwork, reading: Reading) -> Parts:
+    """Return the parts of `network` for an objective that reads it as `reading` says."""
+    blocks = network.logits_layer
+    of_block = tuple(range(blocks)) if reading.isolate else (0,) * blocks
+    return Parts(of_block, of_block[-1] + reading.isolate_head)
+
+
+def layers_of(problem: Problem) -> list[Layer]:
+    """Return the layers of the network in the order in which they run: stem, blocks, head, each in the order of its modules."""
+    parts = parts_of(problem.network, problem.objective.reading)
+    layers: list[Layer] = []
+    stretches = [(name, getattr(problem.network, name)) for name in ("stem", "blocks", "head")]
+    for name, module in itertools.chain.from_iterable(stretch.named_modules(prefix=name) for name, stretch in stretches):
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            part = parts.of(name)
+            layers.append(Layer(name, module, part, sum(layer.part == part for layer in layers)))
+    return layers
+
+
+@dataclass(frozen=True)
+class Pass:
+    """blocks, compared: see `Outputs`. logits: of the head. entering: what each block, and then the head, read."""
+
+    blocks: Sequence[Tensor]
+    compared: Sequence[Tensor]
+    logits: Tensor
+    entering: Sequence[Tensor]
+
+
+def run(problem: Problem, images_BCHW: Tensor, entering: Sequence[Tensor] | None = None) -> Pass:
+    """Return a pass of `images_BCHW`; entering: what each part but the first is entered with (None: what it is given, without gradient)."""
+    network, reading = problem.network, problem.objective.reading
+    below = network.stem(network.prepare(images_BCHW))
+    blocks, compared, read = [], [], []
+    for layer in range(network.logits_layer):
+        if reading.isolate and layer:
+            below = below.detach() if entering is None else entering[layer]
+        read.append(below)
+        below, output = network.run_block(layer, below, reading.output)
+        blocks.append(below)
+        compared.append(output)
+    if reading.isolate_head:
+        below = below.detach() if entering is None else entering[-1]
+    return Pass(blocks, compared, network.head(below), [*read, below])
+
+
+def loss_of(problem: Problem, passed: Pass, batch: Batch) -> Loss:
+    """Return the objective's loss of a pass, mean over examples."""
+    return _loss(problem, passed.blocks, passed.compared, passed.logits, batch.targets, batch.labels)
+
+
+def part_losses(problem: Problem, loss: Loss) -> Tensor:
+    """Return the loss of each part (S,), mean over examples, whose sum is the total."""
+    parts = parts_of(problem.network, problem.objective.reading)
+    if len(parts) == 1:
+        return loss.total.unsqueeze(0)
+    blocks = {target_name(block): part for block, part in enumerate(parts.of_block)}
+    sums: list[list[Tensor]] = [[] for _ in range(len(parts))]
+    for name, share in loss.shares.items():
+        sums[blocks.get(name, parts.of_head)].append(share)
+    return torch.stack([torch.stack(shares).sum() if shares else torch.zeros_like(loss.total) for shares in sums])
+
+
+def example_losses(problem: Problem, passed: Pass, batch: Batch) -> Tensor:
+    """Return the loss of each part for each example (S, B): that of a batch of the example alone."""
+    same = passed.compared[0] is passed.blocks[0]
+
+    def of_one(
+        blocks: Sequence[Tensor], compared: Sequence[Tensor], logits: Tensor, targets: Mapping[str, Tensor], label: Tensor
+    ) -> Tensor:
+        alone = [block.unsqueeze(0) for block in blocks]
+        read = alone if same else [output.unsqueeze(0) for output in compared]
+        wanted = {name: target.unsqueeze(0) for name, target in targets.items()}
+        return part_losses(problem, _loss(problem, alone, read, logits.unsqueeze(0), wanted, label.unsqueeze(0)))
+
+    of_all = torch.func.vmap(of_one, out_dims=1)
+    losses_SB: Tensor = of_all(list(passed.blocks), list(passed.compared), passed.logits, dict(batch.targets), batch.labels)
+    return losses_SB
+
+
+def _loss(
+    problem: Problem,
+    blocks: Sequence[Tensor],
+    compared: Sequence[Tensor],
+    logits: Tensor,
+    targets: Mapping[str, Tensor],
+    labels: Tensor,
+) -> Loss:
+    outputs = Outputs(blocks, compared, lambda _: logits, problem.network.normalises, problem.relative)
+    return problem.objective.loss(outputs, targets, labels)

@@ -1,0 +1,180 @@
+"""Networks and settings that a rule of paired passes cannot serve, refused before anything is learned.
+
+Two passes of the same examples must differ by the disturbance alone. What a network's modules are tells most of it; running it on a few
+made-up examples tells the rest: work in place, a pass that cannot be repeated, examples that depend on one another, layers that do not run
+once each.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from learner.batches import Batch
+from learner.forward import loss_function
+from learner.objectives.base import target_name
+from learner.rules.base import Problem
+from learner.rules.layers import Layer, running
+from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run
+from repsearch.config import LOGITS
+from repsearch.errors import ConfigError
+from repsearch.networks.standardising import Standardise
+
+EXAMPLES = 4
+MOST_ROUNDING = 0.01
+"""Share of rounding in the differences that a rule measures, above which it warns."""
+
+log = logging.getLogger(__name__)
+
+
+def check_precision(problem: Problem, name: str) -> None:
+    """Raise `ConfigError` for a precision or compilation that paired passes do not go with."""
+    if problem.learn.precision != "float32":
+        raise ConfigError(
+            f"learn.precision: rule {name!r} measures small differences of losses, which {problem.learn.precision} rounds away; set it "
+            'to "float32"'
+        )
+    if problem.learn.compile:
+        raise ConfigError(f"learn.compile: rule {name!r} runs the network in passes of its own, which are not compiled; set it to false")
+
+
+def check_pairs(problem: Problem, name: str) -> None:
+    """Raise `ConfigError` naming the first module whose passes differ by more than a disturbance, or an objective without shares."""
+    check_precision(problem, name)
+    for path, module in problem.network.named_modules():
+        reason = _unpaired(module)
+        if reason:
+            raise ConfigError(f"learn.rule: {name!r} cannot serve layer {path}: {reason}")
+    _check_runs(problem, name)
+
+
+def check_formulas(problem: Problem, name: str) -> None:
+    """Raise `ConfigError` naming the first parameter that belongs to no linear map or convolution, or a layer that runs other than once."""
+    layers = layers_of(problem)
+    owned = {id(parameter) for layer in layers for parameter in layer.module.parameters()}
+    for path, parameter in problem.network.named_parameters():
+        if parameter.requires_grad and id(parameter) not in owned:
+            owner = path.rpartition(".")[0]
+            kind = type(problem.network.get_submodule(owner)).__name__
+            raise ConfigError(
+                f"learn.rule: {name!r} has no formula for layer {owner} ({kind}); take a network of linear maps and convolutions "
+                '(batchnorm off), or rule forward_gradient with perturb = "weights"'
+            )
+    for layer in layers:
+        if isinstance(layer.module, nn.Conv2d) and layer.module.padding_mode != "zeros":
+            raise ConfigError(f"learn.rule: {name!r} has no formula for padding_mode of layer {layer.name}; set it to zeros")
+    _check_order(problem, layers, name)
+
+
+def made_up_batch(problem: Problem, examples: int = EXAMPLES) -> Batch:
+    """Return random images, labels and targets that fit `problem`, the same every time."""
+    network, rng = problem.network, torch.Generator().manual_seed(0)
+    device = network.mean.device
+    images = torch.randint(0, 256, (examples, *network.input_shape), generator=rng, dtype=torch.uint8)
+    labels = torch.arange(examples) % network.classes
+    layers = {target_name(layer): network.layer_shape(layer) for layer in range(network.logits_layer)} | {LOGITS: (network.classes,)}
+    targets = {name: torch.randn((examples, *shape), generator=rng).to(device) for name, shape in layers.items()}
+    return Batch(images.to(device), labels.to(device), targets)
+
+
+def warn_of_rounding(problem: Problem, differences: Callable[[Problem, Batch], Tensor], setting: str, value: float) -> None:
+    """Warn with the number if precision swamps the loss differences that `differences` gives for a batch."""
+    batch = made_up_batch(problem)
+    exact = replace(problem, network=copy.deepcopy(problem.network).double())
+    exact = replace(exact, loss_of=loss_function(exact.network, exact.objective, exact.learn, relative=exact.relative))
+    with torch.no_grad():
+        own, true = differences(problem, batch).double(), differences(exact, batch)
+    rounding = float((own - true).norm() / true.norm().clamp_min(torch.finfo(torch.float64).tiny))
+    if not rounding < MOST_ROUNDING:
+        log.warning(
+            "learn.rule.%s: with %g, rounding is %.2g of the loss differences that the rule measures; raise it tenfold or more",
+            setting,
+            value,
+            rounding,
+        )
+
+
+def _unpaired(module: nn.Module) -> str:
+    if isinstance(module, _BatchNorm):
+        return (
+            "it normalises by the statistics of a batch, which a disturbance changes for every example; set network.batchnorm off "
+            '(`mlp`: false, `convnet`: "none"), or take rule feedback_alignment or backprop'
+        )
+    if isinstance(module, Standardise):
+        return "it takes running statistics of every pass; take network `mlp` or `convnet` with batchnorm off"
+    if isinstance(module, _DropoutNd) and module.p > 0:
+        return f"it drops other units in every pass (p = {module.p}); set its p to 0"
+    if getattr(module, "inplace", False):
+        return "it works in place, on values that the rule reads again; set inplace = False"
+    return ""
+
+
+def _check_runs(problem: Problem, name: str) -> None:
+    """Run the network on made-up examples and compare what must be equal."""
+    batch, network = made_up_batch(problem), problem.network
+    training = network.training
+    network.train()
+    try:
+        with torch.no_grad():
+            passes = [run(problem, batch.images) for _ in range(2)]
+            alone = run(problem, batch.images[:1])
+            losses = example_losses(problem, passes[0], batch)
+            loss = loss_of(problem, passes[0], batch)
+    finally:
+        network.train(training)
+    place = _first_difference(passes[0], passes[1])
+    if place:
+        raise ConfigError(f"learn.rule: {name!r} needs passes that can be repeated, and two of {place} differ; leave out what is random")
+    place = _first_difference(passes[0], alone)
+    if place:
+        raise ConfigError(f"learn.rule: {name!r} needs examples that do not depend on one another, as they do in {place}; change it")
+    parts = parts_of(network, problem.objective.reading)
+    whole = part_losses(problem, loss)
+    if len(parts) > 1 and not loss.shares:
+        raise ConfigError(f"learn.objective: it isolates blocks without saying what each learns from; rule {name!r} needs `Loss.shares`")
+    if not torch.allclose(losses.mean(1), whole, rtol=1e-3, atol=1e-5):
+        raise ConfigError(f"learn.objective: its loss is not a mean over examples, which rule {name!r} needs; take another objective")
+
+
+def _first_difference(one: Pass, other: Pass) -> str:
+    pairs = {f"blocks.{block}": pair for block, pair in enumerate(zip(one.blocks, other.blocks, strict=True))}
+    for place, (a, b) in {**pairs, "head": (one.logits, other.logits)}.items():
+        count = min(len(a), len(b))
+        if not torch.allclose(a[:count], b[:count], rtol=1e-3, atol=1e-4):
+            return place
+    return ""
+
+
+def _check_order(problem: Problem, layers: list[Layer], name: str) -> None:
+    """Raise `ConfigError` unless every layer runs once, in the order of the modules, and leaves its output alone."""
+    order: list[int] = []
+    outputs: list[tuple[Layer, Tensor, int]] = []
+
+    def forward(number: int, input_BY: Tensor) -> Tensor:
+        order.append(number)
+        output = layers[number].run(input_BY)
+        outputs.append((layers[number], output, output._version))
+        return output
+
+    with torch.no_grad(), running(layers, forward):
+        run(problem, made_up_batch(problem).images)
+    for number, layer in enumerate(layers):
+        if order.count(number) != 1:
+            raise ConfigError(
+                f"learn.rule: {name!r} needs every layer to run once per pass, and {layer.name} runs {order.count(number)} times; use a "
+                "layer of its own for each"
+            )
+    if order != sorted(order):
+        late = next(after for before, after in itertools.pairwise(order) if after < before)
+        raise ConfigError(f"learn.rule: {name!r} needs layers defined in the order in which they run; move {layers[late].name} up")
+    for layer, output, version in outputs:
+        if output._version != version:
+            raise ConfigError(f"learn.rule: {name!r} reads the output of layer {layer.name} again, which is changed in place; do not")
