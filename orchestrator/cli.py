@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Run the command line; ends the process with the exit code."""
+    # gRPC's core writes lines of its own to stderr; what they say is in our errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         failpoints.check()
         app()

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator import interrupts
 from orchestrator.daemons import Fleet, check_fleet, connected
+from orchestrator.handshake import check_handshakes
 from orchestrator.journal import Journal, last_of_run, read_journal
 from orchestrator.local import LocalDaemons, local_specs
 from orchestrator.policies import RoundPlan, make_policy
@@ -56,6 +57,7 @@ def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
     """Return the run of configuration file `path`, fully checked; writes and starts nothing."""
     config = load_config(path, overrides)
     chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline)
+    check_handshakes(config)
     main = check_run(config)
     return Prepared(chosen, path.read_bytes(), main, _baseline_of(main))
 
@@ -119,6 +121,7 @@ def resume(folder: Path, display: Display) -> Finished:
         # Read again: another orchestrator may have raised the term before the lock was ours.
         run = open_run(folder)
         run = replace(run, term=run.term + 1)
+        check_handshakes(run.config)
         main = check_run(run.config)
         check_same_data(run, main)
         save_run(run)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from socket import create_connection, socket
 
-from orchestrator.security import ClientTls
+from orchestrator.security import ClientTls, tls_by_address
+from repsearch.config import RunConfig
+from repsearch.errors import SecurityError
 
 WITHIN_S = 3.0
 PLAINTEXT = (
@@ -47,6 +50,20 @@ def fault(address: str, tls: ClientTls | None, *, within_s: float = WITHIN_S) ->
     with connection:
         connection.settimeout(max(end - time.monotonic(), 0.1))
         return _fault_of_plaintext(connection) if tls is None else _fault_of_tls(connection, host, tls, end)
+
+
+def check_handshakes(config: RunConfig) -> None:
+    """Raise `SecurityError` for a configured daemon that does not trust us, or that we do not; nothing if it is not there (yet)."""
+    tls = tls_by_address(config)
+    daemons = [("searcher", address) for address in config.searcher.addresses]
+    daemons += [("learner", config.learner.address)] if config.learner.address else []
+    if not daemons:
+        return
+    with ThreadPoolExecutor(len(daemons)) as pool:
+        found = pool.map(lambda daemon: fault(daemon[1], tls.get(daemon[1])), daemons)
+        faults = [f"{service} at {address}: {text}" for (service, address), text in zip(daemons, found, strict=True) if text]
+    if faults:
+        raise SecurityError("\n".join(faults))
 
 
 def _fault_of_plaintext(connection: socket) -> str:

@@ -15,10 +15,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from orchestrator import cli
 from orchestrator.client import DaemonClient
 from orchestrator.security import ClientTls
 from repsearch.errors import SecurityError
 from repsearch.rpc.v1 import jobs_pb2
+from tests.orchestrator_runs import write_config
 from tests.security_files import calling, folder, serving
 from tests.serving_processes import ROOT, DaemonProcess, daemon, finish, request
 from tests.serving_proxy import Proxy
@@ -177,6 +179,29 @@ def test_silent_peer_is_not_taken_for_a_matter_of_tls() -> None:
         with DaemonClient(address, "searcher", tls=calling(folder()), connect_s=1.0) as client, pytest.raises(DaemonError) as error:
             client.connect()
     assert not isinstance(error.value, SecurityError)
+
+
+def test_run_ends_before_anything_is_loaded_or_started(mutual: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every daemon at fault is named; exit code 8, and nothing written."""
+    tls = calling(folder("another"))
+    settings = [
+        f'searcher.addresses=["{mutual.address}"]',
+        f"learner.address={mutual.address}",
+        f"tls.ca={tls.ca}",
+        "tls.loopback=true",
+        "dataset.name=image_folder",
+        "dataset.size=8",
+        f"dataset.root={tmp_path / 'none'}",  # which is found later
+    ]
+    arguments = ["run", str(write_config(tmp_path)), *(part for setting in settings for part in ("--set", setting))]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["orchestrator", *arguments])
+        cli.main()
+    assert end.value.code == 8
+    said = capsys.readouterr().err
+    for service in ("searcher", "learner"):
+        assert f"{service} at {mutual.address}: its certificate is not of the authority in tls.ca" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
