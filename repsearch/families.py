@@ -186,7 +186,12 @@ RULES = Family(
     "rules",
     {
         "backprop": "learner.rules.backprop:Backprop",
+        "forward_gradient": "learner.rules.forward_gradient:ForwardGradient",
+        "weight_perturbation": "learner.rules.weight_perturbation:WeightPerturbation",
         "node_perturbation": "learner.rules.node_perturbation:NodePerturbation",
+        "feedback_alignment": "learner.rules.feedback_alignment:FeedbackAlignment",
+        "target_propagation": "learner.rules.target_propagation:TargetPropagation",
+        "alopex": "learner.rules.alopex:Alopex",
     },
 )
 OPTIMISERS = Family("optimisers", {"sgd": "learner.optimisers.sgd:Sgd", "adamw": "learner.optimisers.adamw:AdamW"})

@@ -31,6 +31,17 @@ OBJECTIVES: dict[str, Any] = {
 }
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "backprop": [{}, {"decorrelate": {"rate": 0.01, "whiten": 0.1}}],
+    "forward_gradient": [
+        {"draws": 3, "combine": "projection"},
+        {"directions": "sphere"},
+        {"perturb": "activities", "draws": 2, "directions": "rademacher"},
+        {"perturb": "activities", "draws": 2, "directions": "sphere", "combine": "projection"},
+        {"derivative": "central", "draws": 2, "step": 0.01},
+        {"perturb": "activities", "derivative": "forward"},
+    ],
+    "weight_perturbation": [{"passes": 4, "noise": "rademacher"}],
+    "feedback_alignment": [{}, {"feedback": "sign"}],
+    "alopex": [{"hold": 3, "anneal_every": 2}],
     "node_perturbation": [
         {"variant": "np", "passes": 3},
         {"variant": "inp", "decorrelate": {"rate": 0.01}},
@@ -58,9 +69,10 @@ def batch() -> Batch:
 
 
 def plan(table: dict[str, Any], *, objective: str = "cross_entropy", **fields: Any) -> FitPlan:
-    rule = RULES.build(table, at="learn.rule")
-    optimiser = Sgd(lr=0.01, momentum=0.0, nesterov=False)
-    return dataclasses.replace(plan_for(objective=OBJECTIVES[objective], optimiser=optimiser, **fields), rule=rule)
+    rule, sgd = RULES.build(table, at="learn.rule"), Sgd(lr=0.01, momentum=0.0, nesterov=False)
+    found = plan_for(objective=OBJECTIVES[objective], optimiser=sgd, **fields)
+    learn = found.learn.model_copy(update={"optimiser": {"name": "sgd", **dataclasses.asdict(sgd)}})
+    return dataclasses.replace(found, rule=rule, learn=learn)
 
 
 def learned(plan: FitPlan, checkpoints: Any = None, recorder: Recorder | None = None) -> tuple[SearchableNetwork, FitState]:

@@ -23,12 +23,14 @@ class Reading:
     """How an objective has a network run.
 
     output: what of each block it compares with targets. isolate: whether gradients stop at each block's input.
-    isolate_head: whether the head reads the last block behind a stop-gradient.
+    isolate_head: whether the head reads the last block behind a stop-gradient. last_only: whether it reads no block's output but the last,
+    so that learning need not keep the others.
     """
 
     output: BlockOutput = "representation"
     isolate: bool = False
     isolate_head: bool = False
+    last_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from repsearch.networks import BlockOutput
 
 @dataclass(frozen=True, kw_only=True)
 class FromLabels:
-    """Base of an objective without targets, which fits every network."""
+    """Base of an objective of labels and logits alone, which fits every network."""
 
-    reading: ClassVar[Reading] = Reading()
+    reading: ClassVar[Reading] = Reading(last_only=True)
 
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return nothing: the labels suffice, whatever `layers` are searched."""

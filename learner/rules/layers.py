@@ -37,33 +37,48 @@ class Layer:
 
     def gradient(self, input_BY: Tensor, error_BX: Tensor) -> Tensor:
         """Return the gradient of the weight, summed over examples, for `error_BX` as that of the pre-activation."""
-        module = self.module
-        if isinstance(module, nn.Linear):
+        if isinstance(self.module, nn.Linear):
             return error_BX.flatten(0, -2).T @ input_BY.flatten(0, -2)
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            error_BX,
-            input_BY,
-            module.weight,
-            None,
-            module.stride,
-            module.padding,
-            module.dilation,
-            False,
-            [0, 0],
-            module.groups,
-            [False, True, False],
-        )[1]
-        return gradient
+        return self._convolution_backward(input_BY, error_BX, self.module.weight, 1)
+
+    def bias_gradient(self, error_BX: Tensor) -> Tensor:
+        """Return the gradient of the bias, summed over examples."""
+        return error_BX.flatten(0, -2).sum(0) if isinstance(self.module, nn.Linear) else error_BX.sum((0, 2, 3))
+
+    def back(self, input_BY: Tensor, error_BX: Tensor, weight: Tensor) -> Tensor:
+        """Return the error of the input that `error_BX` has through `weight`."""
+        return error_BX @ weight if isinstance(self.module, nn.Linear) else self._convolution_backward(input_BY, error_BX, weight, 0)
 
     def write(self, input_BY: Tensor, error_BX: Tensor, *, through: Tensor | None = None) -> None:
-        """Write the gradient, mean over examples, into the parameters; `through`: see `decorrelation.Matrices`."""
+        """Write the gradient, mean over examples, into the parameters; `through`: the layer's decorrelation matrix."""
         error_BX = error_BX / len(error_BX)
         module = self.module
         if module.weight.requires_grad:
             gradient = self.gradient(input_BY, error_BX)
             module.weight.grad = gradient if through is None else (gradient.flatten(1) @ through.T).reshape(gradient.shape)
         if module.bias is not None and module.bias.requires_grad:
-            module.bias.grad = error_BX.flatten(0, -2).sum(0) if isinstance(module, nn.Linear) else error_BX.sum((0, 2, 3))
+            module.bias.grad = self.bias_gradient(error_BX)
+
+    def _convolution_backward(self, input_BY: Tensor, error_BX: Tensor, weight: Tensor, wanted: int) -> Tensor:
+        """Return the error of the input (wanted = 0) or of the weight (1)."""
+        module = self.module
+        assert isinstance(module, nn.Conv2d)
+        sizes = (module.stride, padding_of(module), module.dilation)
+        mask = [wanted == 0, wanted == 1, False]
+        found: Tensor = torch.ops.aten.convolution_backward(error_BX, input_BY, weight, None, *sizes, False, [0, 0], module.groups, mask)[
+            wanted
+        ]
+        return found
+
+
+def padding_of(module: nn.Conv2d) -> tuple[int, ...]:
+    """Return the padding at each side of a map as numbers; "same" of an even kernel has none."""
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    if module.padding == "same":
+        return tuple(step * (size - 1) // 2 for size, step in zip(module.kernel_size, module.dilation, strict=True))
+    assert not isinstance(module.padding, str)
+    return module.padding
 
 
 @contextmanager

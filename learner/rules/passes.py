@@ -59,7 +59,8 @@ def layers_of(problem: Problem) -> list[Layer]:
 
 @dataclass(frozen=True)
 class Pass:
-    """blocks, compared: see `Outputs`. logits: of the head. entering: what each block, and then the head, read."""
+    """blocks, compared: see `Outputs`; the last alone where the objective reads no other. logits: of the head. entering: what the block, or
+    the head, that begins each part but the first read."""
 
     blocks: Sequence[Tensor]
     compared: Sequence[Tensor]
@@ -71,17 +72,21 @@ def run(problem: Problem, images_BCHW: Tensor, entering: Sequence[Tensor] | None
     """Return a pass of `images_BCHW`; entering: what each part but the first is entered with (None: what it is given, without gradient)."""
     network, reading = problem.network, problem.objective.reading
     below = network.stem(network.prepare(images_BCHW))
-    blocks, compared, read = [], [], []
+    blocks, compared, read = list[Tensor](), list[Tensor](), list[Tensor]()
     for layer in range(network.logits_layer):
         if reading.isolate and layer:
-            below = below.detach() if entering is None else entering[layer]
-        read.append(below)
+            below = below.detach() if entering is None else entering[len(read)]
+            read.append(below)
         below, output = network.run_block(layer, below, reading.output)
+        if reading.last_only:
+            blocks.clear()
+            compared.clear()
         blocks.append(below)
         compared.append(output)
     if reading.isolate_head:
-        below = below.detach() if entering is None else entering[-1]
-    return Pass(blocks, compared, network.head(below), [*read, below])
+        below = below.detach() if entering is None else entering[len(read)]
+        read.append(below)
+    return Pass(blocks, compared, network.head(below), read)
 
 
 def loss_of(problem: Problem, passed: Pass, batch: Batch) -> Loss:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from learner.batches import Batch
 from learner.forward import loss_function
-from learner.objectives.base import target_name
+from learner.objectives.base import LearningObjective, Reading, target_name
 from learner.rules.base import Problem
 from learner.rules.layers import Layer, running
 from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run
@@ -29,6 +30,7 @@ from repsearch.errors import ConfigError
 from repsearch.networks.standardising import Standardise
 
 EXAMPLES = 4
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 MOST_ROUNDING = 0.01
 """Share of rounding in the differences that a rule measures, above which it warns."""
 
@@ -57,21 +59,32 @@ def check_pairs(problem: Problem, name: str) -> None:
 
 
 def check_formulas(problem: Problem, name: str) -> None:
-    """Raise `ConfigError` naming the first parameter that belongs to no linear map or convolution, or a layer that runs other than once."""
+    """Raise `ConfigError` naming the first layer that the rule has no formula for, or that runs other than once."""
+    check_owners(problem, name)
+    _check_order(problem, layers_of(problem), name)
+
+
+def check_owners(problem: Problem, name: str, *, norms: bool = False) -> None:
+    """Raise `ConfigError` naming the first parameter of anything but linear maps and convolutions (and, with `norms`, normalisations)."""
     layers = layers_of(problem)
     owned = {id(parameter) for layer in layers for parameter in layer.module.parameters()}
     for path, parameter in problem.network.named_parameters():
-        if parameter.requires_grad and id(parameter) not in owned:
-            owner = path.rpartition(".")[0]
-            kind = type(problem.network.get_submodule(owner)).__name__
+        owner = problem.network.get_submodule(path.rpartition(".")[0])
+        if parameter.requires_grad and id(parameter) not in owned and not (norms and isinstance(owner, _NORMS)):
             raise ConfigError(
-                f"learn.rule: {name!r} has no formula for layer {owner} ({kind}); take a network of linear maps and convolutions "
-                '(batchnorm off), or rule forward_gradient with perturb = "weights"'
+                f"learn.rule: {name!r} has no formula for layer {path.rpartition('.')[0]} ({type(owner).__name__}); take a network of "
+                'linear maps and convolutions with batchnorm off, or rule forward_gradient with perturb = "weights"'
             )
     for layer in layers:
-        if isinstance(layer.module, nn.Conv2d) and layer.module.padding_mode != "zeros":
-            raise ConfigError(f"learn.rule: {name!r} has no formula for padding_mode of layer {layer.name}; set it to zeros")
-    _check_order(problem, layers, name)
+        module = layer.module
+        if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or _uneven(module)):
+            raise ConfigError(
+                f"learn.rule: {name!r} has no formula for the padding of layer {layer.name}; pad with zeros, alike on all sides"
+            )
+
+
+def _uneven(module: nn.Conv2d) -> bool:
+    return module.padding == "same" and any(size % 2 == 0 for size in module.kernel_size)
 
 
 def made_up_batch(problem: Problem, examples: int = EXAMPLES) -> Batch:
@@ -120,6 +133,9 @@ def _unpaired(module: nn.Module) -> str:
 def _check_runs(problem: Problem, name: str) -> None:
     """Run the network on made-up examples and compare what must be equal."""
     batch, network = made_up_batch(problem), problem.network
+    # Every block is looked at, also where the objective reads the last alone.
+    problem = replace(problem, objective=_Reading(problem.objective, replace(problem.objective.reading, last_only=False)))
+    places = [*(f"blocks.{block}" for block in range(network.logits_layer)), "head"]
     training = network.training
     network.train()
     try:
@@ -130,10 +146,10 @@ def _check_runs(problem: Problem, name: str) -> None:
             loss = loss_of(problem, passes[0], batch)
     finally:
         network.train(training)
-    place = _first_difference(passes[0], passes[1])
+    place = _first_difference(places, passes[0], passes[1])
     if place:
         raise ConfigError(f"learn.rule: {name!r} needs passes that can be repeated, and two of {place} differ; leave out what is random")
-    place = _first_difference(passes[0], alone)
+    place = _first_difference(places, passes[0], alone)
     if place:
         raise ConfigError(f"learn.rule: {name!r} needs examples that do not depend on one another, as they do in {place}; change it")
     parts = parts_of(network, problem.objective.reading)
@@ -144,9 +160,19 @@ def _check_runs(problem: Problem, name: str) -> None:
         raise ConfigError(f"learn.objective: its loss is not a mean over examples, which rule {name!r} needs; take another objective")
 
 
-def _first_difference(one: Pass, other: Pass) -> str:
-    pairs = {f"blocks.{block}": pair for block, pair in enumerate(zip(one.blocks, other.blocks, strict=True))}
-    for place, (a, b) in {**pairs, "head": (one.logits, other.logits)}.items():
+@dataclass(frozen=True)
+class _Reading:
+    """An objective that has the network run in another way."""
+
+    objective: LearningObjective
+    reading: Reading
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+
+def _first_difference(places: Sequence[str], one: Pass, other: Pass) -> str:
+    for place, a, b in zip(places, [*one.blocks, one.logits], [*other.blocks, other.logits], strict=True):
         count = min(len(a), len(b))
         if not torch.allclose(a[:count], b[:count], rtol=1e-3, atol=1e-4):
             return place

@@ -1,0 +1,257 @@
+"""Forward gradients: derivatives along random directions, carried along a forward pass; nothing goes backward.
+
+Baydin et al. (arXiv 2202.08587): v of mean 0 and variance 1 over all weights, d = grad f . v by one Jacobian-vector product, estimate
+d v; no activation outlives the pass. Belouze (2209.06302): the law of v. Fluegel et al. (2410.17764): several directions, their mean or
+the projection. Ren et al. (2210.03310): directions u over pre-activations, drawn per example, whose derivative times u is multiplied with
+the layer's input; the inputs are kept then, as in backpropagation. Derivatives are taken of each part's loss by itself, so that with
+blocks isolated, directions are as short as a block is small. Finite differences of losses take the place of derivatives where there are
+none. Shapes: B examples; X the axes of a pre-activation; K directions; S parts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from learner.batches import Batch
+from learner.objectives.base import Loss
+from learner.rules.base import Estimate, PlainRule, Problem, State
+from learner.rules.directions import DirectionLaw, noise
+from learner.rules.layers import Layer, running
+from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run
+from learner.rules.suitability import check_formulas, check_pairs, made_up_batch, warn_of_rounding
+from learner.rules.tangents import Combination, coefficients
+from repsearch.errors import ConfigError
+
+with warnings.catch_warnings():
+    # torch compiles some of its formulas for tangents when they are first needed, by a call that it warns of itself.
+    warnings.simplefilter("ignore", FutureWarning)
+    importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardGradient(PlainRule):
+    """Forward gradients.
+
+    perturb: what directions are over: `weights`, or `activities`, the pre-activations of each example.
+    directions: their law; `sphere`: uniform, of length sqrt(n) for n components.
+    draws: directions that an estimate is made of, computed together.
+    combine: their `mean`, or the orthogonal `projection` of the gradient on them.
+    derivative: `jvp`, exact; or differences of losses at a distance of `step` along the direction, for losses without a derivative:
+        `forward`, beside the undisturbed loss, or `central`, on both sides.
+    step: distance of the differences.
+    """
+
+    perturb: Literal["weights", "activities"] = "weights"
+    directions: DirectionLaw = "gaussian"
+    draws: Annotated[int, Field(ge=1)] = 1
+    combine: Combination = "mean"
+    derivative: Literal["jvp", "forward", "central"] = "jvp"
+    step: Annotated[float, Field(gt=0)] = 1e-3
+
+    def check(self, problem: Problem, examples: int) -> None:
+        """Raise `ConfigError` for a network it cannot serve, or more draws than there are directions; warn of rounding."""
+        check_pairs(problem, "forward_gradient")
+        if self.perturb == "activities":
+            check_formulas(problem, "forward_gradient")
+        if self.derivative == "jvp":
+            _check_derivatives(problem)
+        else:
+            warn_of_rounding(problem, self.differences, "step", self.step)
+        if self.combine == "projection" and self.draws > self._fewest(problem):
+            raise ConfigError(
+                f"learn.rule.draws: {self.draws} directions among {self._fewest(problem)} components are not independent; lower it, or set "
+                'combine = "mean"'
+            )
+
+    @torch.no_grad()
+    def estimate(self, problem: Problem, batch: Batch, state: State, *, rng: torch.Generator) -> tuple[Estimate, State]:
+        """Write the estimate; see `LearningRule.estimate`."""
+        loss = self._of_weights(problem, batch, rng) if self.perturb == "weights" else self._of_activities(problem, batch, rng)
+        passes = self.draws * (2 if self.derivative == "central" else 1)
+        return Estimate(loss, forward=(1 + passes) * len(batch.labels), backward=0), state
+
+    def _of_weights(self, problem: Problem, batch: Batch, rng: torch.Generator) -> Loss:
+        parts = parts_of(problem.network, problem.objective.reading)
+        weights = {name: value.detach() for name, value in problem.network.named_parameters() if value.requires_grad}
+        drawn = {name: noise((self.draws, *value.shape), self.directions, value, rng) for name, value in weights.items()}
+        owners = {name: parts.of(name) for name in weights}
+        if self.directions == "sphere":
+            drawn = _on_sphere(drawn, owners, 1)
+        whole = _Whole(problem)
+
+        def losses(weights: Mapping[str, Tensor], entering: Sequence[Tensor] | None = None) -> tuple[Tensor, Any]:
+            passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, entering))
+            loss = loss_of(problem, passed, batch)
+            return part_losses(problem, loss), (loss.total, loss.terms, passed.logits, loss.shares, list(passed.entering))
+
+        derivatives_KS, aux = self._derivatives(losses, weights, drawn)
+        for part in range(len(parts)):
+            names = [name for name in weights if owners[name] == part]
+            if not names:
+                continue
+            gram = sum(_gram(drawn[name].flatten(1)) for name in names) if self.combine == "projection" else None
+            factors_K = coefficients(derivatives_KS[:, part], gram if isinstance(gram, Tensor) else None, self.combine)
+            for name in names:
+                value = torch.tensordot(factors_K, drawn[name], 1)
+                problem.network.get_parameter(name).grad = value
+        total, terms, logits, shares, _ = aux
+        return Loss(total, terms, logits, shares)
+
+    def _of_activities(self, problem: Problem, batch: Batch, rng: torch.Generator) -> Loss:
+        layers = layers_of(problem)
+        inputs: list[Tensor] = []
+        shapes: dict[str, Tensor] = {}
+
+        def look(number: int, input_BY: Tensor) -> Tensor:
+            inputs.append(input_BY)
+            output_BX = layers[number].run(input_BY)
+            shapes[layers[number].name] = output_BX
+            return output_BX
+
+        with running(layers, look):
+            passed = run(problem, batch.images)
+        loss = loss_of(problem, passed, batch)
+        drawn = {name: noise((self.draws, *value.shape), self.directions, value, rng) for name, value in shapes.items()}
+        owners = {layer.name: layer.part for layer in layers}
+        if self.directions == "sphere":
+            drawn = _on_sphere(drawn, owners, 2)
+        first = {layer.part: number for number, layer in reversed(list(enumerate(layers)))}
+
+        def losses(moves: Mapping[str, Tensor], entering: Sequence[Tensor] | None = None) -> tuple[Tensor, Any]:
+            def forward(number: int, input_BY: Tensor) -> Tensor:
+                name = layers[number].name
+                known = number == first[layers[number].part]
+                return (shapes[name] if known else layers[number].run(input_BY)) + moves[name]
+
+            with running(layers, forward):
+                disturbed = run(problem, batch.images, entering)
+            return example_losses(problem, disturbed, batch), ([*passed.entering],)
+
+        still = {name: torch.zeros_like(value) for name, value in shapes.items()}
+        derivatives_KSB, _ = self._derivatives(losses, still, drawn)
+        for number, layer in enumerate(layers):
+            names = [name for name, part in owners.items() if part == layer.part]
+            gram = sum(_gram(drawn[name].flatten(2).transpose(0, 1)) for name in names) if self.combine == "projection" else None
+            factors_BK = coefficients(derivatives_KSB[:, layer.part].T, gram if isinstance(gram, Tensor) else None, self.combine)
+            way_KBN = drawn[layer.name].flatten(2)
+            error_BX = torch.einsum("bk,kbn->bn", factors_BK, way_KBN).reshape(shapes[layer.name].shape)
+            layer.write(inputs[number], error_BX)
+        return loss
+
+    def _derivatives(
+        self,
+        losses: Callable[..., tuple[Tensor, Any]],
+        at: Mapping[str, Tensor],
+        drawn: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Any]:
+        """Return the derivatives of `losses` along the directions, (K, ...), and what else it gives at `at`."""
+        if self.derivative == "jvp":
+
+            def along(direction: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+                value, tangent, aux = torch.func.jvp(losses, (dict(at),), (dict(direction),), has_aux=True)  # type: ignore[misc]
+                # A tangent of a scalar divided by a number comes in double precision.
+                return tangent.to(value.dtype), aux
+
+            return torch.func.vmap(along, out_dims=(0, None))(dict(drawn))  # type: ignore[arg-type]
+        undisturbed, aux = losses(at)
+        entering = aux[-1]
+
+        def moved(direction: Mapping[str, Tensor], step: float) -> Tensor:
+            return losses({name: value + step * direction[name] for name, value in at.items()}, entering)[0]
+
+        ahead = torch.func.vmap(lambda direction: moved(direction, self.step))(dict(drawn))
+        if self.derivative == "forward":
+            return (ahead - undisturbed) / self.step, aux
+        behind = torch.func.vmap(lambda direction: moved(direction, -self.step))(dict(drawn))
+        return (ahead - behind) / (2 * self.step), aux
+
+    def differences(self, problem: Problem, batch: Batch) -> Tensor:
+        """Return the derivatives that the gradient estimate of `batch` rests on, as its length in every parameter."""
+        rng = torch.Generator(problem.network.mean.device).manual_seed(0)
+        gradients = {name: parameter.grad for name, parameter in problem.network.named_parameters()}
+        self.estimate(problem, batch, {}, rng=rng)
+        found = [parameter.grad.flatten() for parameter in problem.network.parameters() if parameter.grad is not None]
+        for name, gradient in gradients.items():
+            problem.network.get_parameter(name).grad = gradient
+        return torch.cat(found)
+
+    def _fewest(self, problem: Problem) -> int:
+        """Return the components of the smallest part."""
+        parts = parts_of(problem.network, problem.objective.reading)
+        if self.perturb == "weights":
+            sizes = [(parts.of(name), value.numel()) for name, value in problem.network.named_parameters() if value.requires_grad]
+        else:
+            sizes = _units(problem, layers_of(problem))
+        return min(sum(size for part, size in sizes if part == number) for number in {part for part, _ in sizes})
+
+
+class _Whole(nn.Module):
+    """A problem's network whose forward pass is `passes.run`, so that its parameters can be replaced for a pass."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.network = problem.network
+        self._problem = problem
+
+    def forward(self, batch: Batch, entering: Sequence[Tensor] | None) -> Pass:
+        """Return the pass of the batch's images."""
+        return run(self._problem, batch.images, entering)
+
+
+def _on_sphere(drawn: Mapping[str, Tensor], owners: Mapping[str, int], kept: int) -> dict[str, Tensor]:
+    """Return Gaussian directions brought to length sqrt(n) in each part; kept: axes that number directions, and examples."""
+    squares: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for name, value in drawn.items():
+        part = owners[name]
+        squares[part] = value.flatten(kept).square().sum(-1) + squares.get(part, 0)
+        counts[part] = math.prod(value.shape[kept:]) + counts.get(part, 0)
+    scales = {part: (counts[part] / square).sqrt() for part, square in squares.items()}
+    return {name: value * scales[owners[name]].reshape(*value.shape[:kept], *[1] * (value.ndim - kept)) for name, value in drawn.items()}
+
+
+def _gram(directions_LKN: Tensor) -> Tensor:
+    return directions_LKN @ directions_LKN.mT
+
+
+def _units(problem: Problem, layers: Sequence[Layer]) -> list[tuple[int, int]]:
+    """Return part and number of pre-activations of each layer."""
+    found: list[tuple[int, int]] = []
+
+    def forward(number: int, input_BY: Tensor) -> Tensor:
+        output_BX = layers[number].run(input_BY)
+        found.append((layers[number].part, output_BX[0].numel()))
+        return output_BX
+
+    with torch.no_grad(), running(layers, forward):
+        run(problem, made_up_batch(problem).images)
+    return found
+
+
+def _check_derivatives(problem: Problem) -> None:
+    """Raise `ConfigError` if a tangent cannot be carried along a pass."""
+    batch = made_up_batch(problem)
+    weights = {name: value.detach() for name, value in problem.network.named_parameters() if value.requires_grad}
+
+    def losses(weights: Mapping[str, Tensor]) -> Tensor:
+        passed = torch.func.functional_call(_Whole(problem), {f"network.{name}": value for name, value in weights.items()}, (batch, None))
+        return loss_of(problem, passed, batch).total
+
+    try:
+        with torch.no_grad():
+            torch.func.vmap(lambda way: torch.func.jvp(losses, (weights,), (way,))[1])({n: v[None] for n, v in weights.items()})
+    except (RuntimeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["no more is said"])[0]
+        raise ConfigError(
+            f'learn.rule: forward_gradient cannot carry a derivative along this network ({reason}); set derivative = "central", or take '
+            "another network"
+        ) from error

@@ -1,0 +1,194 @@
+"""Forward gradients against the laws of their bias and variance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learner.batches import Batch
+from learner.objectives.regression import Regression
+from learner.rules.base import Problem
+from learner.rules.forward_gradient import ForwardGradient
+from repsearch.config import LearnConfig
+from repsearch.errors import ConfigError
+from repsearch.networks.activations import _Live
+from tests.rules_support import PlainNetwork, correlated_batch, cosine, estimate, estimates, gradient, leaky, problem_for, rule_of
+
+REPEATS = 24
+
+
+def small(*, examples: int = 16) -> tuple[Problem, Batch, Tensor]:
+    problem, batch = problem_for(PlainNetwork([8, 6, 4], leaky).double()), correlated_batch(examples, 8, 4)
+    return problem, batch, gradient(problem, batch)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+@pytest.mark.parametrize(("law", "more"), [("gaussian", 1), ("rademacher", -1), ("sphere", -1)])
+@pytest.mark.parametrize("draws", [1, 20])
+def test_the_error_falls_with_the_draws_as_the_law_says(law: str, more: int, draws: int) -> None:
+    problem, batch, true = small()
+    found = estimates(rule_of("forward_gradient", directions=law, draws=draws), problem, batch, REPEATS * 5)
+    mean, error = mean_and_error((found - true).square().sum(1) / true.square().sum())
+    # One part (cross-entropy): n is the number of parameters.
+    assert abs(mean - (len(true) + more) / draws) < 4 * error, (mean, error)
+    ratio, ratio_error = mean_and_error(found @ true / true.square().sum())
+    assert abs(ratio - 1) < 4 * ratio_error
+
+
+def test_one_draw_has_the_cosine_of_a_random_direction() -> None:
+    problem, batch, true = small()
+    found = estimates(rule_of("forward_gradient"), problem, batch, REPEATS * 5)
+    mean, error = mean_and_error(torch.tensor([cosine(row, true) for row in found]))
+    assert abs(mean - math.sqrt(2 / (math.pi * len(true)))) < 4 * error
+
+
+def test_the_mean_of_draws_has_the_cosine_of_the_law() -> None:
+    problem, batch, true = small()
+    found = estimates(rule_of("forward_gradient", draws=50), problem, batch, REPEATS)
+    mean, error = mean_and_error(torch.tensor([cosine(row, true) for row in found]))
+    assert abs(mean - math.sqrt(50 / (50 + len(true) + 1))) < 4 * error + 0.01
+
+
+def test_the_projection_keeps_k_of_n_of_the_square() -> None:
+    problem, batch, true = small()
+    found = estimates(rule_of("forward_gradient", draws=20, combine="projection"), problem, batch, REPEATS)
+    squares = torch.tensor([cosine(row, true) ** 2 for row in found])
+    mean, error = mean_and_error(squares)
+    assert abs(mean - 20 / len(true)) < 4 * error
+    # What is projected is not lengthened: e . g = |e|^2.
+    assert torch.allclose(found @ true, found.square().sum(1))
+    whole = estimate(rule_of("forward_gradient", draws=len(true), combine="projection"), problem, batch)
+    assert torch.allclose(whole, true, atol=1e-8)
+
+
+@pytest.mark.parametrize("perturb", ["weights", "activities"])
+@pytest.mark.parametrize("derivative", ["forward", "central"])
+def test_differences_agree_with_the_derivative(perturb: str, derivative: str) -> None:
+    problem, batch, _ = small()
+    exact = estimate(rule_of("forward_gradient", perturb=perturb, draws=3), problem, batch)
+    found = estimate(rule_of("forward_gradient", perturb=perturb, draws=3, derivative=derivative, step=1e-6), problem, batch)
+    assert torch.allclose(found, exact, rtol=1e-3 if derivative == "forward" else 1e-6, atol=1e-5)
+
+
+def test_over_activities_the_error_is_that_of_the_units_of_one_example() -> None:
+    problem, batch, true = small(examples=1)
+    found = estimates(rule_of("forward_gradient", perturb="activities"), problem, batch, REPEATS * 5)
+    squares = (found - true).square().sum(1) / true.square().sum()
+    mean, error = mean_and_error(squares)
+    units = 6 + 4
+    # Of one example: every layer's error is its own input's length times that of the pre-activations' gradient.
+    assert mean < 2 * (units + 1) < len(true) / 2
+    ratio, ratio_error = mean_and_error(found @ true / true.square().sum())
+    assert abs(ratio - 1) < 4 * ratio_error
+    head, hidden = slice(0, 28), slice(28, None)
+    for part, size in ((head, 4), (hidden, 6)):
+        own = (found[:, part] - true[part]).square().sum(1) / true[part].square().sum()
+        own_mean, own_error = mean_and_error(own)
+        share = pre_activation_share(problem, batch, part == head)
+        # E |d u_l - g_l|^2 = |g_l|^2 + n_l |g|^2 for Gaussian u over all units.
+        assert abs(own_mean - (1 + size / share)) < 4 * own_error
+    assert error < mean
+
+
+def pre_activation_share(problem: Problem, batch: Batch, head: bool) -> float:
+    """Return the share of the squared gradient of all pre-activations that is the head's, or the hidden layer's."""
+    network: Any = problem.network
+    hidden = network.blocks[0].linear(network.prepare(batch.images).flatten(1)).detach().requires_grad_()
+    logits = network.head(leaky(hidden))
+    of_logits, of_hidden = torch.autograd.grad(nn.functional.cross_entropy(logits, batch.labels), [logits, hidden])
+    squares = [float(value.square().sum()) for value in (of_hidden, of_logits)]
+    return squares[head] / sum(squares)
+
+
+def test_isolated_blocks_have_the_error_of_their_own_size() -> None:
+    network = PlainNetwork([8, 6, 5, 4], leaky).double()
+    rng = torch.Generator().manual_seed(1)
+    batch = correlated_batch(16, 8, 4)
+    targets = {"block0": torch.randn(16, 6, generator=rng), "block1": torch.randn(16, 5, generator=rng)}
+    batch = Batch(batch.images, batch.labels, targets)
+    for isolate in (True, False):
+        problem = problem_for(network, Regression(isolate=isolate, head_weight=1.0))
+        true = gradient(problem, batch)
+        found = estimates(rule_of("forward_gradient"), problem, batch, REPEATS * 5)
+        head, first = slice(0, 24), slice(24, 24 + 54)
+        errors = {part.start: mean_and_error((found - true)[:, part].square().sum(1) / true[part].square().sum()) for part in (head, first)}
+        assert abs(errors[0][0] - (24 + 1)) < 4 * errors[0][1], "the head is a part of its own under regression"
+        if isolate:
+            assert abs(errors[24][0] - (54 + 1)) < 4 * errors[24][1], "a block is a part of its own where it is isolated"
+        else:
+            assert errors[24][0] > 54 + 1 + 2 * errors[24][1]
+
+
+def live_bytes(depth: int, name: str) -> int:
+    """Return the most bytes that an estimate holds for a network of `depth` blocks beside parameters and data."""
+    problem, batch = problem_for(PlainNetwork([16] * (depth + 1) + [4], leaky)), correlated_batch(4000, 16, 4)
+    rule = rule_of(name)
+    with _Live(there=[*problem.network.parameters(), batch.images, batch.labels]) as live:
+        rule.estimate(problem, batch, {}, rng=torch.Generator().manual_seed(0))
+    return live.most
+
+
+def test_memory_does_not_grow_with_depth() -> None:
+    forward, backprop = ([live_bytes(depth, name) for depth in (3, 12)] for name in ("forward_gradient", "backprop"))
+    activations = 9 * 4000 * 16 * 4
+    assert forward[1] - forward[0] < 0.05 * activations
+    assert backprop[1] - backprop[0] > 0.9 * activations
+
+
+def test_draws_are_one_batch_of_tangents() -> None:
+    problem, batch, _ = small()
+    runs: list[int] = []
+    problem.network.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    estimate(rule_of("forward_gradient", draws=64), problem, batch)
+    assert len(runs) == 1
+
+
+class Opaque(torch.autograd.Function):
+    """An operation without a formula for tangents."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    generate_vmap_rule = True
+
+
+def test_a_network_without_derivatives_is_refused_and_served_by_differences() -> None:
+    problem = problem_for(PlainNetwork([8, 6, 4], lambda values: Opaque.apply(10 * values) / 10))  # type: ignore[no-untyped-call]
+    with pytest.raises(ConfigError, match=r"cannot carry a derivative along this network .*derivative = \"central\""):
+        rule_of("forward_gradient").check(problem, 16)
+    rule = ForwardGradient(derivative="central", step=0.3)
+    rule.check(problem, 16)
+    assert bool(estimate(rule, problem, correlated_batch(16, 8, 4)).any())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"draws": 0}, "draws"),
+        ({"directions": "cauchy"}, "directions"),
+        ({"draws": 90, "combine": "projection"}, r"draws: 90 directions among 82 components.*combine = \"mean\""),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rule_of("forward_gradient", **fields).check(problem_for(PlainNetwork([8, 6, 4], leaky)), 16)
+
+
+def test_half_precision_is_refused() -> None:
+    problem = dataclasses.replace(small()[0], learn=LearnConfig(precision="bfloat16"))
+    with pytest.raises(ConfigError, match=r"learn\.precision: rule 'forward_gradient' .* set it to \"float32\""):
+        rule_of("forward_gradient").check(problem, 16)
