@@ -13,5 +13,7 @@ from repsearch.serving.clock import StepClock
 from repsearch.serving.jobs import Arrival, JobCancelled, JobContext, JobFunction, JobResult
 
 PROTOCOL_VERSION = 2
+TAKEN_OVER = "another orchestrator has taken over"
+"""What a refusal of an outdated term says; see `refusals.StaleTerm`."""
 
-__all__ = ["PROTOCOL_VERSION", "Arrival", "JobCancelled", "JobContext", "JobFunction", "JobResult", "StepClock"]
+__all__ = ["PROTOCOL_VERSION", "TAKEN_OVER", "Arrival", "JobCancelled", "JobContext", "JobFunction", "JobResult", "StepClock"]

@@ -15,6 +15,7 @@ from repsearch import __version__, failpoints
 from repsearch.errors import RepSearchError
 from repsearch.serving import logs
 from repsearch.serving.jobs import Service
+from repsearch.serving.lease import Orphaned
 from repsearch.serving.protection import Protection, check_protection
 
 
@@ -45,6 +46,10 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
         threads: Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)] = 1,
         log_format: Annotated[LogFormat, typer.Option(help="Form of the log lines on stderr.")] = LogFormat.text,
         grace: Annotated[float, typer.Option(help="Seconds that a running job has to finish after SIGTERM.", min=0.0)] = 30.0,
+        orphaned: Annotated[
+            Orphaned, typer.Option(help="What becomes of jobs whose orchestrator is gone; exit: they are stopped, and the daemon ends.")
+        ] = Orphaned.finish,
+        orphaned_after: Annotated[float, typer.Option(help="Seconds without a call after which the orchestrator counts as gone.")] = 300.0,
         exit_with_stdin: Annotated[bool, typer.Option("--exit-with-stdin", help="Stop at once when stdin ends.")] = False,
         tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Speak TLS with this certificate; docs/security.md.")] = None,
         tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
@@ -72,6 +77,8 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
                 grace_s=grace,
                 exit_with_stdin=exit_with_stdin,
                 protection=protection,
+                orphaned=orphaned,
+                orphaned_after_s=orphaned_after,
             )
         except RepSearchError as error:
             if log_format is LogFormat.text:

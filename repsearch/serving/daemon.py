@@ -27,6 +27,7 @@ from repsearch.errors import ConfigError, DaemonError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import PROTOCOL_VERSION, logs
 from repsearch.serving.jobs import Service
+from repsearch.serving.lease import Caretaker, Leases, Orphaned
 from repsearch.serving.paths import prepare_root
 from repsearch.serving.protection import OPENED, Protection, Secrets, check_protection, is_loopback, read_secrets, split_address
 from repsearch.serving.servicer import Health, JobServicer, Streams, build_server, server_credentials
@@ -35,13 +36,14 @@ from repsearch.serving.table import CANCELLED, Table
 
 STOPPED_AT_ONCE = 130
 START_S = 300.0  # importing torch from a cold network disk takes minutes
+ORPHANED_AFTER_S = 300.0
 LIBRARIES = ("torch", "torchvision", "numpy", "zarr", "grpcio", "protobuf")
 log = logging.getLogger("daemon")
 
 
 @dataclass(frozen=True)
 class Happening:
-    """Something the main thread acts on: `what` is "ready", "refused", "signal", "stdin", "idle", "grace" or "late"."""
+    """Something the main thread acts on: `what` is "ready", "refused", "signal", "stdin", "idle", "orphaned", "grace" or "late"."""
 
     what: str
     reason: str = ""
@@ -50,7 +52,16 @@ class Happening:
 class Daemon:
     """One daemon; `run` serves until it is told to stop and returns the exit code."""
 
-    def __init__(self, service: Service, options: Options, listen: str, grace_s: float, secrets: Secrets) -> None:
+    def __init__(
+        self,
+        service: Service,
+        options: Options,
+        listen: str,
+        grace_s: float,
+        secrets: Secrets,
+        orphaned: Orphaned = Orphaned.finish,
+        orphaned_after_s: float = ORPHANED_AFTER_S,
+    ) -> None:
         self._service, self._options, self._grace_s, self._protection = service, options, grace_s, secrets.text
         self._incarnation = uuid.uuid4().hex
         self._hello = compute_pb2.Hello(device=options.device)
@@ -66,7 +77,11 @@ class Daemon:
             on_push=self._supervisor.forward,
         )
         streams = Streams()
-        servicer = JobServicer(service, options.store_root, self._table, self._info, streams)
+        leases = Leases()
+        self._caretaker = Caretaker(
+            self._table, leases, orphaned, orphaned_after_s, release=self._supervisor.release, leave=self._tell("orphaned")
+        )
+        servicer = JobServicer(service, options.store_root, self._table, self._info, streams, leases)
         self._server = build_server(service, servicer, self._health, streams, secrets.token)
         self._address = bind(self._server, listen, secrets)
 
@@ -78,6 +93,7 @@ class Daemon:
         self._after(START_S, "late")
         self._supervisor.start()
         self._server.start()
+        self._caretaker.start()
         try:
             return self._main()
         finally:
@@ -104,6 +120,9 @@ class Daemon:
                     return STOPPED_AT_ONCE
                 case "signal":
                     self._drain()
+                case "orphaned" if not self._table.draining:
+                    log.info("nobody has called for long: leaving (--orphaned exit)")
+                    self._drain()
                 case "grace":
                     log.warning("the job did not finish within %g s: cancelling it", self._grace_s)
                     self._table.cancel_running()
@@ -117,6 +136,7 @@ class Daemon:
         self._after(self._grace_s, "grace")
 
     def _close(self) -> None:
+        self._caretaker.close()
         self._health.shut()
         self._supervisor.stop()
         self._table.drain()
@@ -236,6 +256,8 @@ def serve(
     grace_s: float,
     exit_with_stdin: bool,
     protection: Protection,
+    orphaned: Orphaned = Orphaned.finish,
+    orphaned_after_s: float = ORPHANED_AFTER_S,
 ) -> int:
     """Serve jobs with `job_function` ("module:attribute") until told to stop; return the exit code.
 
@@ -247,11 +269,13 @@ def serve(
         raise ConfigError(f"threads must be at least 1 (given: {threads})")
     if grace_s < 0:
         raise ConfigError(f"grace must be at least 0 seconds (given: {grace_s:g})")
+    if orphaned_after_s <= 0:
+        raise ConfigError(f"orphaned-after must be more than 0 seconds (given: {orphaned_after_s:g})")
     check_protection(listen, protection)
     secrets = read_secrets(protection)
     options = Options(service, job_function, device, threads, prepare_root(store), log_format)
     if protection.insecure and not is_loopback(split_address(listen)[0]):
         log.warning("INSECURE: %s is open: %s", listen, OPENED.format(store=options.store_root))
-    code = Daemon(service, options, listen, grace_s, secrets).run(exit_with_stdin=exit_with_stdin)
+    code = Daemon(service, options, listen, grace_s, secrets, orphaned, orphaned_after_s).run(exit_with_stdin=exit_with_stdin)
     sys.stdout.flush()
     return code

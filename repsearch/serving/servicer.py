@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
 from repsearch.serving import refusals
 from repsearch.serving.jobs import Service
+from repsearch.serving.lease import Leases
 from repsearch.serving.limits import MESSAGE_BYTES, check_size
 from repsearch.serving.protection import Secrets
 from repsearch.serving.requests import admit, admit_item
@@ -84,30 +85,38 @@ def answering(context: Any) -> Iterator[None]:
 class JobServicer:
     """The six calls of `Searcher` and `Learner`."""
 
-    def __init__(self, service: Service, root: Path, table: Table, info: Callable[[], jobs_pb2.Info], streams: Streams) -> None:
+    def __init__(
+        self, service: Service, root: Path, table: Table, info: Callable[[], jobs_pb2.Info], streams: Streams, leases: Leases | None = None
+    ) -> None:
         self._service, self._root, self._table, self._info, self._streams = service, root, table, info, streams
+        self._leases = leases or Leases()
 
     def GetInfo(self, request: jobs_pb2.GetInfoRequest, context: Any) -> jobs_pb2.Info:  # noqa: N802
+        self._leases.renew()
         return self._info()
 
     def Start(self, request: jobs_pb2.StartRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
+        self._leases.renew(request.run_id)
         with answering(context):
             return self._table.submit(admit(self._service, self._root, request))
         raise AssertionError("abort raises")
 
     def Get(self, request: jobs_pb2.GetRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
+        self._leases.renew(self._table.run_of(request.job_id))
         with answering(context):
             check_size(request)
             return self._table.get(request.job_id)
         raise AssertionError("abort raises")
 
     def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
+        self._leases.renew(self._table.run_of(request.job_id))
         with answering(context):
             check_size(request)
             return self._table.cancel(request.job_id, request.term)
         raise AssertionError("abort raises")
 
     def Push(self, request: jobs_pb2.PushRequest, context: Any) -> jobs_pb2.Job:  # noqa: N802
+        self._leases.renew(self._table.run_of(request.job_id))
         with answering(context):
             check_size(request)
             return self._table.push(admit_item(self._service, self._table.run_path(request.job_id), request))
@@ -120,7 +129,7 @@ class JobServicer:
             closed.set()
             self._table.wake(request.job_id)
 
-        with answering(context), self._streams.slot():
+        with answering(context), self._streams.slot(), self._leases.watching(self._table.run_of(request.job_id)):
             check_size(request)
             if not context.add_callback(close):
                 return

@@ -78,6 +78,8 @@ class Process:
             )
         self.pid = self._process.pid
         self.welcomed = False  # it said hello
+        self.used = False  # it was given a job
+        self.released = False  # we end it, for its memory
         # A run command may be larger than the socket's buffer; a process that does not read it must not hold us up for ever.
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_S, 0))
         threading.Thread(target=self._relay, args=[options.log_format], name="relay", daemon=True).start()
@@ -154,8 +156,19 @@ class Supervisor:
             job = self.table.take()
             if job is not None:  # sent with the lock held, so that its cancellation cannot overtake it
                 log.info("job %s starts", job.job_id, extra=_context(job))
+                process.used = True
                 process.send(compute_pb2.Command(run=job))
                 self._forward(process)
+
+    def release(self) -> None:
+        """Replace a process that was used and has nothing to do: its memory, on a device above all, is given back."""
+        with self._lock:
+            process = self._process
+            if process is None or not self._ready or not process.used or self.table.running() is not None:
+                return
+            self._ready, process.released = False, True
+        log.info("nobody has called for long: the compute process is replaced, which gives its memory back")
+        process.kill()
 
     def forward(self) -> None:
         """Hand the items that were pushed on to the process."""
@@ -195,7 +208,10 @@ class Supervisor:
             with self._lock:
                 self._ready, self._process = False, None
             died = jobs_pb2.Failure(kind="JobError", message=f"the compute process died: {process.reap()}")
-            self._bury(died, None if process.welcomed else refusal or died)
+            if process.released:
+                self._on_gone(None)
+            else:
+                self._bury(died, None if process.welcomed else refusal or died)
             failed = 0 if process.welcomed else failed + 1
 
     def _bury(self, died: jobs_pb2.Failure, never_ready: jobs_pb2.Failure | None) -> None:

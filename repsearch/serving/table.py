@@ -47,6 +47,7 @@ class Record:
     points: int = 0
     cancelling: bool = False
     pushed: int = 0
+    answered: int = 0
     untold: deque[jobs_pb2.Item] = field(default_factory=deque)
     """Items pushed that the compute process has not been given."""
     undone: deque[int] = field(default_factory=deque)
@@ -60,6 +61,17 @@ class Record:
     def size(self) -> int:
         """Bytes of its request."""
         return self.request.ByteSize()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A job that waits or runs, as far as those need to know who watch over it. without_items: a stream job that has none to do."""
+
+    job_id: str
+    run_id: str
+    running: bool
+    counter: int
+    without_items: bool
 
 
 class Table:
@@ -124,6 +136,12 @@ class Table:
             answer = _copy(record.job)
         self._on_push()
         return answer
+
+    def run_of(self, job_id: str) -> str:
+        """Return the id of the job's run; "" if there is no such job."""
+        with self._lock:
+            record = self._records.get(job_id)
+            return record.job.run_id if record is not None else ""
 
     def run_path(self, job_id: str) -> str:
         """Return the folder of the job's run; UnknownJob if there is no such job."""
@@ -215,6 +233,7 @@ class Table:
             if self._running is not None:
                 if self._running.undone:
                     self._running.undone.popleft()
+                self._running.answered += 1
                 self._append(self._running, jobs_pb2.Event(item_done=done))
 
     def finish(self, outcome: compute_pb2.Outcome) -> None:
@@ -257,6 +276,27 @@ class Table:
         """Ids of the running and the waiting jobs."""
         with self._lock:
             return [record.job.job_id for record in self._records.values() if not record.finished]
+
+    def unfinished_jobs(self) -> list[Unfinished]:
+        """The running and the waiting jobs."""
+        with self._lock:
+            return [
+                Unfinished(
+                    job_id=record.job.job_id,
+                    run_id=record.job.run_id,
+                    running=record is self._running,
+                    counter=record.job.progress.counter,
+                    without_items=record.request.WhichOneof("spec") in STREAMS and record.answered == record.pushed,
+                )
+                for record in self._records.values()
+                if not record.finished
+            ]
+
+    def abandon(self, job_id: str) -> None:
+        """Cancel a job that nobody cares for any more; a finished one stays as it is."""
+        with self._changing():
+            if (record := self._records.get(job_id)) is not None:
+                self._cancel(record)
 
     # With the lock held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from repsearch.serving import TAKEN_OVER
 from repsearch.serving.refusals import StaleTerm
 
 KEEP_RUNS = 10_000
@@ -19,9 +20,7 @@ class Terms:
         """Refuse a term below the run's highest; remember a higher one."""
         highest = self._highest.get(run_id, 0)
         if term < highest:
-            raise StaleTerm(
-                f"run {run_id!r} is at term {highest}, the call is of term {term}: another orchestrator has taken over; resume to take back"
-            )
+            raise StaleTerm(f"run {run_id!r} is at term {highest}, the call is of term {term}: {TAKEN_OVER}; resume to take back")
         self._highest[run_id] = term
         self._highest.move_to_end(run_id)
         if len(self._highest) > KEEP_RUNS:
