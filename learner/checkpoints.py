@@ -1,4 +1,4 @@
-"""The learner's state after each epoch, in the store: what a fit that was killed goes on from.
+"""The learner's state after each epoch, and now and then within one, in the store: what a fit that was killed goes on from.
 
 A round's attempts share one folder of checkpoints, each named by attempt and epoch. A checkpoint belongs to a fit if its `learn_digest`
 (of everything that determines the result) is the fit's; which attempt wrote it does not matter, because equal digests give equal bits.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -20,8 +20,9 @@ from repsearch.errors import StoreError
 from repsearch.failpoints import reach
 from repsearch.networks import load_arrays, to_arrays
 from store import RepresentationStore
-from store.layout import checkpoint_path, parse_checkpoint_name
+from store.layout import checkpoint_path, parse_step
 from store.parameters import read_parameters, write_parameters
+from store.verification import verify_group
 
 NETWORK, OPTIMISER, RULE, BEST = "network/", "optimiser/", "rule/", "best/"
 
@@ -29,12 +30,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Partial:
+    """How far an epoch is: steps done, the sums over them of what is averaged, examples seen, those that were right, and the cost."""
+
+    step: int = 0
+    sums: Mapping[str, float] = field(default_factory=dict)
+    right: int = 0
+    seen: int = 0
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """State after `epoch` epochs.
+    """State after `epoch` epochs and, of the next one, `partial`.
 
     arrays: parameters, buffers, optimiser state and the learning rule's by name, and the best epoch's network if it is to be kept and is
         another.
-    history: one record per epoch. examples: forward/backward examples so far. seconds: time learning so far.
+    history: one record per epoch. examples: forward/backward examples of whole epochs. seconds: time learning so far.
     """
 
     epoch: int
@@ -42,6 +55,7 @@ class Checkpoint:
     history: list[dict[str, float]]
     examples: int
     seconds: float
+    partial: Partial | None = None
 
 
 class Checkpoints(Protocol):
@@ -85,7 +99,7 @@ class StoreCheckpoints:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest whole checkpoint of any attempt at this fit; damaged ones and those of other digests are passed over."""
-        for _, _, name in sorted(self._names(), reverse=True):
+        for *_, name in sorted(self._names(), reverse=True):
             path = f"{self._folder}/{name}"
             try:
                 checkpoint = self._read(path)
@@ -98,9 +112,13 @@ class StoreCheckpoints:
         return None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write `checkpoint`, then remove all but the newest `keep` whole ones; checkpoints of later attempts are left alone."""
+        """Write `checkpoint`, then remove all but the newest `keep` whole ones; checkpoints of later attempts are left alone.
+
+        One that cannot be read back counts for nothing, and removes nothing.
+        """
         reach("learner.checkpoint.before")
-        name = PurePosixPath(checkpoint_path(self._round, self._attempt, checkpoint.epoch)).name
+        step = checkpoint.partial.step if checkpoint.partial is not None else 0
+        name = PurePosixPath(checkpoint_path(self._round, self._attempt, checkpoint.epoch, step)).name
         path = f"{self._folder}/{name}"
         if name in self._store.committed(self._folder):
             self._store.delete(path)
@@ -112,8 +130,13 @@ class StoreCheckpoints:
             "epochs": checkpoint.history,
             "examples": checkpoint.examples,
             "seconds": checkpoint.seconds,
+            **({"partial": asdict(checkpoint.partial)} if checkpoint.partial is not None else {}),
         }
-        write_parameters(self._store, path, checkpoint.arrays, attributes)
+        try:
+            verify_group(self._store, write_parameters(self._store, path, checkpoint.arrays, attributes))
+        except StoreError as error:
+            log.warning("checkpoint %s is damaged as soon as it is written, and not counted: %s", path, error)
+            return
         reach("learner.checkpoint.after")
         self._good = [*(good for good in self._good if good != name), name][-self._keep :]
         self._prune()
@@ -124,18 +147,19 @@ class StoreCheckpoints:
         if attributes.get("kind") != "checkpoint" or attributes.get("learn_digest") != self._digest:
             return None
         arrays = read_parameters(self._store, path)
-        return Checkpoint(attributes["epoch"], arrays, list(attributes["epochs"]), attributes["examples"], attributes["seconds"])
+        partial = Partial(**attributes["partial"]) if "partial" in attributes else None
+        return Checkpoint(attributes["epoch"], arrays, list(attributes["epochs"]), attributes["examples"], attributes["seconds"], partial)
 
     def _prune(self) -> None:
         # A fenced learner may still be writing here: it must not remove what its successor goes on from.
-        for _, attempt, name in self._names():
+        for _, _, attempt, name in self._names():
             if name not in self._good and attempt <= self._attempt:
                 self._store.delete(f"{self._folder}/{name}")
 
-    def _names(self) -> list[tuple[int, int, str]]:
-        """Epoch, attempt and name of every committed checkpoint."""
+    def _names(self) -> list[tuple[int, int, int, str]]:
+        """Epoch, step, attempt and name of every committed checkpoint."""
         names = self._store.committed(self._folder)
-        return [(epoch, attempt, name) for name in names for attempt, epoch in [parse_checkpoint_name(name)]]
+        return [(epoch, step, attempt, name) for name in names for attempt, epoch, step in [parse_step(name)]]
 
 
 class NoCheckpoints:

@@ -1,5 +1,5 @@
-"""The loop that learns: batches in an order from the seed, a rule's gradient of an objective's loss, an optimiser's step, a checkpoint per
-epoch.
+"""The loop that learns: batches in an order from the seed, a rule's gradient of an objective's loss, an optimiser's step, checkpoints after
+and within epochs.
 
 `fit` is a function of (network, training set, objective, rule, optimiser, configuration, seed, round) alone, on one device type:
 stopping it anywhere and going on from its newest checkpoint gives the same bits. Shapes: B examples of a batch.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from learner.batches import Batch, Batches
-from learner.checkpoints import BEST, Checkpoint, Checkpoints, best_arrays, load_state, rule_state, state_arrays
+from learner.checkpoints import BEST, Checkpoint, Checkpoints, Partial, best_arrays, load_state, rule_state, state_arrays
 from learner.evaluation import evaluate
 from learner.forward import MEMORY_FORMAT
 from learner.keeping import best_epoch, plateaued
@@ -80,7 +80,7 @@ class FitState:
     """What grows while a fit runs; see `Checkpoint`.
 
     best: parameters and buffers after the best epoch, where they are to be kept. kept: epoch of the network at the end.
-    rule: the learning rule's state at the end.
+    rule: the learning rule's state at the end. partial: of the epoch that is gone on with.
     """
 
     epoch: int = 0
@@ -90,6 +90,7 @@ class FitState:
     best: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: int = 0
     rule: State = field(default_factory=dict)
+    partial: Partial | None = None
 
 
 def fit(
@@ -116,7 +117,11 @@ def fit(
         reporter.points(_points(record))
     while state.epoch < plan.epochs and not plateaued(state.history, plan.learn.patience):
         begun = time.perf_counter()
-        record = run_epoch(network, training, teaching, optimiser, plan, state, reporter)
+
+        def keep(partial: Partial, begun: float = begun) -> None:
+            checkpoints.save(_within(network, optimiser, teaching, plan, state, partial, state.seconds + time.perf_counter() - begun))
+
+        record = run_epoch(network, training, teaching, optimiser, plan, state, reporter, keep)
         if plan.evaluates:
             measured = evaluate(network, validation)
             record |= {"validation_accuracy": measured.accuracy, "validation_cross_entropy": measured.cross_entropy}
@@ -154,7 +159,8 @@ def _resumed(network: SearchableNetwork, optimiser: torch.optim.Optimizer, teach
     load_state(network, optimiser, checkpoint.arrays)
     teaching.state = {name: value.to(network.mean.device) for name, value in rule_state(checkpoint.arrays).items()}
     best = best_arrays(checkpoint.arrays)
-    return FitState(checkpoint.epoch, list(checkpoint.history), checkpoint.examples, checkpoint.seconds, best)
+    history = list(checkpoint.history)
+    return FitState(checkpoint.epoch, history, checkpoint.examples, checkpoint.seconds, best, partial=checkpoint.partial)
 
 
 def _checkpoint(
@@ -170,6 +176,22 @@ def _checkpoint(
     return Checkpoint(state.epoch, arrays, list(state.history), state.examples, state.seconds)
 
 
+def _within(
+    network: SearchableNetwork,
+    optimiser: torch.optim.Optimizer,
+    teaching: Teaching,
+    plan: FitPlan,
+    state: FitState,
+    partial: Partial,
+    seconds: float,
+) -> Checkpoint:
+    """Return the state within an epoch as a checkpoint; the best epoch's network is another by now."""
+    arrays = state_arrays(network, optimiser, teaching.state)
+    if plan.learn.keep == "best":
+        arrays |= {f"{BEST}{name}": array for name, array in state.best.items()}
+    return Checkpoint(state.epoch, arrays, list(state.history), state.examples, seconds, partial)
+
+
 def run_epoch(
     network: SearchableNetwork,
     training: Batches,
@@ -178,18 +200,32 @@ def run_epoch(
     plan: FitPlan,
     state: FitState,
     reporter: Reporter,
+    keep: Callable[[Partial], None] = lambda partial: None,
 ) -> dict[str, float]:
-    """Run one epoch and return its record: means over its steps."""
+    """Run one epoch, or the rest of one, and return its record: means over its steps.
+
+    keep: what to do with the state every `learn.checkpoint_seconds`, and when the reporter ends the fit.
+    """
     network.train()
     learn, epoch = plan.learn, state.epoch + 1
     rule, hold = teaching.rule, teaching.rule.hold
     per_epoch = steps_per_epoch(learn, len(training)) * hold
-    sums: dict[str, float] = {}
-    right = seen = forward = backward = 0
+    gone_on, state.partial = state.partial or Partial(), None
+    sums, right, seen = dict(gone_on.sums), gone_on.right, gone_on.seen
+    forward, backward = gone_on.forward, gone_on.backward
     rule.enter(teaching.problem, teaching.state)
-    reported = begun = time.monotonic()
+    reported = begun = kept = time.monotonic()
     for index, batch in enumerate(_held(training.epoch(learn, seed=plan.seed, round=plan.round, epoch=epoch), hold)):
-        reporter.check()
+        if index < gone_on.step:
+            continue  # drawn all the same: the generators of order and augmentation go on
+        stop = _asked_to_stop(reporter)
+        if index > gone_on.step and (stop is not None or time.monotonic() - kept > learn.checkpoint_seconds):
+            kept = time.monotonic()
+            teaching.state = rule.leave(teaching.problem, teaching.state)
+            keep(Partial(index, dict(sums), right, seen, forward, backward))
+            rule.enter(teaching.problem, teaching.state)
+        if stop is not None:
+            raise stop
         rate = _set_rate(optimiser, plan, plan.first_step + state.epoch * per_epoch + index, plan.steps or plan.epochs * per_epoch)
         optimiser.zero_grad(set_to_none=True)
         rng = torch.Generator(batch.labels.device).manual_seed(seed_of(plan.seed, "learn", plan.round, epoch, index, "rule"))
@@ -209,13 +245,21 @@ def run_epoch(
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
             left = (plan.epochs - state.epoch) * per_epoch - index - 1
-            text = _text(seen / (reported - begun), left * len(batch.labels), named["loss"])
+            text = _text((seen - gone_on.seen) / (reported - begun), left * len(batch.labels), named["loss"])
             reporter.progress(state.epoch, plan.epochs, unit="epochs", text=f"step {index + 1}/{per_epoch}, {text}")
     teaching.state = rule.leave(teaching.problem, teaching.state)
     state.examples += seen
     means = {name: total / per_epoch for name, total in sums.items()}
     cost = dict(zip(PASSES, (forward, backward), strict=True))
     return {"epoch": epoch, **means, "learning_rate": rate, "train_accuracy": right / seen, **cost}
+
+
+def _asked_to_stop(reporter: Reporter) -> Exception | None:
+    try:
+        reporter.check()
+    except Exception as stop:
+        return stop
+    return None
 
 
 def _held(batches: Iterator[Batch], steps: int) -> Iterator[Batch]:

@@ -15,6 +15,8 @@ BESIDE = 4
 """Batches of targets in memory beside the buffers: carried from group to group, being formed, and learned from."""
 READ_COPIES = 4
 """Times that the store holds a chunk while it reads it: file, checked, decoded and selected."""
+MOST_EXAMPLES = 8192
+"""Examples of a shard whose size is chosen, at most; see `orchestrator.sharding`."""
 _BYTES = {"float16": 2, "bfloat16": 4, "float32": 4}
 
 
@@ -43,7 +45,8 @@ def check_memory(config: RunConfig, shapes: Sequence[tuple[int, ...]], examples:
         return
     searches, size = config.search.searches_per_example, _BYTES[config.store.dtype]
     sizes = [size * math.prod(shape) for shape in shapes]
-    shard = min(config.searcher.shard_examples, examples) * searches * max(sizes)
+    largest = MOST_EXAMPLES if config.searcher.shard_examples == "auto" else config.searcher.shard_examples
+    shard = min(largest, examples) * searches * max(sizes)
     chunk = min(shard, max(int(config.store.chunk_mb * MB * _BYTES[config.store.dtype] / 2), searches * max(sizes)))
     drawn = searches if config.learn.targets == "random" else 1
     demand = Demand(sum(sizes), READ_COPIES * chunk, examples * drawn * sum(sizes) + 2 * shard)

@@ -35,6 +35,8 @@ class Snapshots:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the network of `checkpoint` if its epoch is one to keep: a multiple of `every`, or the last."""
+        if checkpoint.partial is not None:
+            return
         epoch = checkpoint.epoch
         last = epoch == self.epochs or plateaued(checkpoint.history, self.patience)
         if self.every == 0 or (epoch % self.every and not last):

@@ -71,9 +71,9 @@ def shard_path(round: int, shard: int, attempt: int) -> str:
     return f"{search_folder(round)}/{shard:05d}-a{attempt}"
 
 
-def checkpoint_path(round: int, attempt: int, epoch: int) -> str:
-    """The learner's state of an attempt after an epoch; names sort by attempt, then epoch."""
-    return f"{checkpoint_folder(round)}/a{attempt:02d}-e{epoch:04d}"
+def checkpoint_path(round: int, attempt: int, epoch: int, step: int = 0) -> str:
+    """The learner's state of an attempt after an epoch, and so many steps of the next; names sort by attempt, epoch and step."""
+    return f"{checkpoint_folder(round)}/a{attempt:02d}-e{epoch:04d}{f'-s{step:06d}' if step else ''}"
 
 
 def state_path(round: int, attempt: int) -> str:
@@ -137,6 +137,14 @@ def parse_shard_name(name: str) -> tuple[int, int]:
 def parse_checkpoint_name(name: str) -> tuple[int, int]:
     """Return attempt and epoch of a checkpoint or snapshot such as "a01-e0007"; raises `StoreError` for another form."""
     return _numbers(r"a(\d{2,})-e(\d{4,})", name, "a checkpoint, such as a01-e0007")
+
+
+def parse_step(name: str) -> tuple[int, int, int]:
+    """Return attempt, epoch and step of a checkpoint, such as "a01-e0007" or, within epoch 8, "a01-e0007-s000120"."""
+    whole, _, step = name.partition("-s")
+    if step and not re.fullmatch(r"\d{6,}", step, re.ASCII):
+        raise StoreError(f"{name!r} does not name a checkpoint, such as a01-e0007-s000120; nothing else belongs in that folder")
+    return (*parse_checkpoint_name(whole), int(step or 0))
 
 
 def _numbers(pattern: str, name: str, expected: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from learner.checkpoints import Checkpoint, StoreCheckpoints, load_state, state_arrays
+from learner.checkpoints import Checkpoint, Partial, StoreCheckpoints, load_state, state_arrays
 from repsearch.errors import StoreError
 from repsearch.families import OPTIMISERS
 from store import MemoryStore, Store, ZarrStore
+from store.parameters import write_parameters
 from tests.learner_support import network_for, tiny_data
 
 FOLDER = "checkpoints/00001"
@@ -128,3 +130,35 @@ def test_with_all_damaged_there_is_none(tmp_path: Path) -> None:
     checkpoints_of(ZarrStore(tmp_path)).save(checkpoint(1))
     (tmp_path / FOLDER / "a01-e0001" / "MANIFEST.json").write_text("{")
     assert checkpoints_of(ZarrStore(tmp_path)).newest() is None
+
+
+def test_checkpoints_within_an_epoch_lie_between_those_of_epochs() -> None:
+    store = MemoryStore()
+    kept = checkpoints_of(store, keep=2)
+    kept.save(checkpoint(7))
+    for step in (5, 40):
+        kept.save(replace(checkpoint(7), partial=Partial(step, {"loss": 0.1 * step}, 3, 16 * step)))
+    assert store.committed(FOLDER) == ["a01-e0007-s000005", "a01-e0007-s000040"]
+    found = checkpoints_of(store).newest()
+    assert found is not None and found.partial == Partial(40, {"loss": 4.0}, 3, 640) and found.epoch == 7
+    kept.save(checkpoint(8))
+    assert store.committed(FOLDER) == ["a01-e0007-s000040", "a01-e0008"]
+    found = checkpoints_of(store).newest()
+    assert found is not None and found.partial is None and found.epoch == 8
+
+
+def test_a_checkpoint_that_cannot_be_read_back_removes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that damages what it writes: the last good checkpoint stays, whatever comes after it."""
+    kept = checkpoints_of(ZarrStore(tmp_path), keep=1)
+    kept.save(checkpoint(1))
+
+    def written_badly(store: Any, path: str, *rest: Any) -> Any:
+        reference = write_parameters(store, path, *rest)
+        damage(tmp_path, path.rpartition("/")[2])
+        return reference
+
+    monkeypatch.setattr("learner.checkpoints.write_parameters", written_badly)
+    for epoch in (2, 3):
+        kept.save(checkpoint(epoch))
+    found = checkpoints_of(ZarrStore(tmp_path)).newest()
+    assert found is not None and found.epoch == 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.batches import TrainingSet
-from learner.checkpoints import NoCheckpoints, StoreCheckpoints
+from learner.checkpoints import Checkpoint, NoCheckpoints, StoreCheckpoints
 from learner.evaluation import EVALUATION_BATCH, evaluate
 from learner.fit import FitPlan, FitState, fit
 from learner.keeping import best_epoch, plateaued
@@ -251,3 +251,47 @@ def test_evaluation_covers_a_split_larger_than_its_batch() -> None:
     whole = evaluate(network, data.test)
     assert whole.accuracy == pytest.approx((500 * halves[0].accuracy + 7 * halves[1].accuracy) / 507)
     assert whole.cross_entropy == pytest.approx((500 * halves[0].cross_entropy + 7 * halves[1].cross_entropy) / 507)
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+class KilledCheckpoints(StoreCheckpoints):
+    """Checkpoints of a process that is killed after `saves` of them."""
+
+    saves = 0
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        super().save(checkpoint)
+        self.saves -= 1
+        if self.saves == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("saves", range(1, 12))
+def test_killed_within_an_epoch_nothing_but_the_step_under_way_is_learned_again(saves: int) -> None:
+    data = tiny_data()
+    plan = plan_for(epochs=4, keep="best", flip=True, pad_crop=1, checkpoint_seconds=1e-9)
+    whole, expected = learned(data, plan)
+    store, steps = MemoryStore(), 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    def checkpoints(kind: type[StoreCheckpoints], attempt: int) -> StoreCheckpoints:
+        return kind(store, "checkpoints/00001", round=1, attempt=attempt, digest="d", keep=1, attributes={})
+
+    network = network_for(data)
+    killed = checkpoints(KilledCheckpoints, 1)
+    killed.saves = saves
+    with pytest.raises(Killed):
+        fit(network, training_of(network, data), data.validation, plan, killed, Recorder(on_check=count))
+    network = network_for(data)
+    state = fit(network, training_of(network, data), data.validation, plan, checkpoints(StoreCheckpoints, 2), Recorder(on_check=count))
+    assert same_bits(network, whole)
+    assert state.history == expected.history
+    assert (state.examples, state.kept) == (expected.examples, expected.kept)
+    # A check comes before each of the 12 steps, and before the kept state is written that a step may follow.
+    assert steps - 12 <= 1

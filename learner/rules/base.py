@@ -77,7 +77,10 @@ class LearningRule(Protocol):
         ...
 
     def leave(self, problem: Problem, state: State) -> State:
-        """After an epoch: give the parameters the values of the network itself; return the state that `enter` needs."""
+        """After an epoch: give the parameters the values of the network itself; return the state that `enter` needs.
+
+        A checkpoint within an epoch leaves and enters: both together change no bit.
+        """
         ...
 
 

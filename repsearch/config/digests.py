@@ -22,7 +22,7 @@ _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
     "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None},
 }
 """The same of strategies."""
-_KEPT = ("keep_checkpoints", "snapshots")
+_KEPT = ("keep_checkpoints", "checkpoint_seconds", "snapshots")
 """Fields of `learn` that say what is kept of it, not what is learned."""
 
 

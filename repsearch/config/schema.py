@@ -142,7 +142,9 @@ class LearnConfig(Section):
     pad_crop: int = Field(default=0, ge=0)
     """Augmentation: shift images by up to this many pixels (reflection pad, random crop)."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest epoch checkpoints kept while a round learns."""
+    """Newest checkpoints kept while a round learns; they are removed only after a newer one was read back whole."""
+    checkpoint_seconds: float = Field(default=300.0, gt=0)
+    """Seconds after which the state is kept within an epoch too; it is kept after every epoch in any case."""
     snapshots: int = Field(default=0, ge=0)
     """Keep the network of every so many epochs, and of the last one, for `orchestrator analyse`; 0: none. Parameters alone are kept."""
 
@@ -207,8 +209,14 @@ class SearcherConfig(Section):
     """Torch device of local searcher daemons."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of each local searcher daemon."""
-    shard_examples: int = Field(default=512, ge=1)
-    """Examples per shard: the unit of work, of writing and of commit."""
+    shard_examples: Annotated[int, Field(ge=1)] | Literal["auto"] = 512
+    """Examples per shard: the unit of work, of writing and of commit; "auto": as many as take about 30 s."""
+    stall_seconds: float = Field(default=600.0, gt=0)
+    """Seconds without progress after which a job is cancelled and done again; it is reported before."""
+    wait_seconds: float = Field(default=300.0, ge=0)
+    """Seconds to wait for a searcher to come back when none is left, before the run ends, to be resumed."""
+    hedge: bool = True
+    """Give the shard that is furthest behind to a second searcher when others are idle; the first result counts."""
 
 
 class LearnerConfig(Section):
@@ -218,6 +226,10 @@ class LearnerConfig(Section):
     """Torch device of the local learner daemon."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of the local learner daemon."""
+    stall_seconds: float = Field(default=1800.0, gt=0)
+    """Seconds without progress after which a job is cancelled and gone on with; it is reported before."""
+    wait_seconds: float = Field(default=300.0, ge=0)
+    """Seconds to wait for the learner to come back, before the run ends, to be resumed."""
 
 
 class TlsConfig(Section):
