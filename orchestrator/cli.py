@@ -16,7 +16,7 @@ from rich.console import Console
 import repsearch
 from orchestrator.printing import print_best, print_plan, print_result, print_study, print_sweep
 from repsearch import failpoints
-from repsearch.errors import RepSearchError
+from repsearch.errors import ConfigError, RepSearchError, StoppedError
 
 app = typer.Typer(
     help="Train networks by search and learning in rounds.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -36,7 +36,7 @@ def main() -> None:
         failpoints.check()
         app()
     except RepSearchError as error:
-        _say(f"error: {error}")
+        _say(str(error) if isinstance(error, StoppedError) else f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interrupt:
         _say("\n".join(["interrupted", *getattr(interrupt, "__notes__", [])]))
@@ -167,41 +167,79 @@ def reproduce(
 
 
 @app.command()
-def resume(run: RunArgument, jobs: JobsOption = 1) -> None:
-    """Go on with a run, a study or a sweep from what it committed; `--jobs` is for a sweep."""
+def resume(
+    run: RunArgument,
+    jobs: JobsOption = 1,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="a.b=v", help="Change a value on which no result depends, such as addresses, or rounds.count to more."
+        ),
+    ] = None,
+) -> None:
+    """Go on with a run, a study or a sweep from what it committed, or with a run that is paused; `--jobs` is for a sweep."""
     with _interruptible():
         from orchestrator import execution
         from orchestrator.progress import make_display
         from orchestrator.runs import find_run, open_run
+        from orchestrator.steering import ask, is_paused
         from orchestrator.sweeps import running as sweeps
 
         console = _console()
         if (found := sweeps.find_sweep(run)) is not None:
+            _refuse_set(set_, "sweep")
             with make_display(console) as display:
                 prepared = sweeps.reopen(found, jobs)
                 print_best(found, prepared.sweep, sweeps.go_on(prepared, display))
             return
         folder = find_run(run)
+        if is_paused(folder):
+            _refuse_set(set_, "run that is paused, which goes on as it is: stop it first")
+            print(f"{ask(folder, 'go_on')} goes on with the run")
+            return
         if open_run(folder).study:
+            _refuse_set(set_, "study")
             from orchestrator.studies import running
 
             with make_display(console) as display:
                 print_study(_console(), running.resume(folder, display))
             return
         with make_display(console) as display:
-            finished = execution.resume(folder, display)
+            finished = execution.resume(folder, display, set_ or [])
         print_result(console, finished)
+
+
+@app.command()
+def stop(
+    run: RunArgument,
+    now: Annotated[bool, typer.Option("--now", help="Cancel the jobs that run; what they have not committed is lost.")] = False,
+) -> None:
+    """End a run in order, from anywhere that sees its folder: when the jobs that run have committed what they have."""
+    from orchestrator.runs import find_run
+    from orchestrator.steering import ask
+
+    who = ask(find_run(run), "stop_now" if now else "stop")
+    print(f"{who} stops{' now' if now else ' when the jobs that run have committed'}; go on with: orchestrator resume {find_run(run)}")
+
+
+@app.command()
+def pause(run: RunArgument) -> None:
+    """Let a run begin no more jobs until `orchestrator resume`, from anywhere that sees its folder; its daemons stay."""
+    from orchestrator.runs import find_run
+    from orchestrator.steering import ask
+
+    print(f"{ask(find_run(run), 'pause')} pauses when the jobs that run have committed; go on with: orchestrator resume {find_run(run)}")
 
 
 @app.command()
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what a run is doing, also while it runs."""
     from orchestrator.runs import find_run
-    from orchestrator.status import status_of
+    from orchestrator.status import readable, status_of
     from orchestrator.tables import fields_table, print_table
 
     found = status_of(find_run(run))
-    _print_json(found) if as_json else print_table(_console(), fields_table(found))
+    _print_json(found) if as_json else print_table(_console(), fields_table(readable(found)))
 
 
 @app.command()
@@ -300,6 +338,11 @@ def certs(
     for path in make_certificates(order):
         print(path)
     print(next_commands(order))
+
+
+def _refuse_set(overrides: list[str] | None, what: str) -> None:
+    if overrides:
+        raise ConfigError(f"--set {overrides[0]!r}: not for a {what}")
 
 
 @contextmanager

@@ -10,16 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar
 
 import grpc
 
 from orchestrator import handshake
+from orchestrator.attempts import TakenOverError
 from orchestrator.security import ClientTls, open_channel
 from repsearch import __version__
 from repsearch.errors import DaemonError, SecurityError
 from repsearch.rpc.v1 import jobs_pb2, jobs_pb2_grpc
-from repsearch.serving import PROTOCOL_VERSION
+from repsearch.serving import PROTOCOL_VERSION, TAKEN_OVER
 
 Service = Literal["searcher", "learner"]
 FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
@@ -36,6 +38,7 @@ OPTIONS = [
 ]
 PAUSE_S = 0.1
 LEAST_HANDSHAKE_S = 1.0
+RENEW_CALL_S = 2.0
 SILENCE_S = 10.0  # five heartbeats; keepalive alone does not notice a process whose network threads live on
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: "is it running, and is the address right?",
@@ -95,6 +98,11 @@ class DaemonClient:
             raise self._error(f"it is version {info.package_version}, we are {__version__}; install the same version on both")
         self.incarnation = info.incarnation
         return info
+
+    def renew(self) -> None:
+        """Tell the daemon that somebody is there; whether it is there itself shows elsewhere."""
+        with suppress(DaemonError):
+            self._call(self._stub.GetInfo, jobs_pb2.GetInfoRequest(), within_s=RENEW_CALL_S)
 
     def start(self, request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
         """Start the job of `request`, or return it if it is started already."""
@@ -196,6 +204,8 @@ class DaemonClient:
             return self._error(f"it does not serve the {self.service} protocol{self._what_it_is()}; check the configured addresses")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
             return self._error(f"the message is too large: {details}; raise searcher.shard_examples, so that there are fewer shards")
+        if code == grpc.StatusCode.FAILED_PRECONDITION and TAKEN_OVER in details:
+            return TakenOverError(f"{self.service} at {self.address}: {details}")
         what = f"{code.name.lower().replace('_', ' ')}: {details}".rstrip(": ")
         return self._error(f"{what}; {HINTS[code]}" if code in HINTS else what)
 

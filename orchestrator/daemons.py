@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from orchestrator.attempts import Daemon
+from orchestrator.roster import GoneError, Roster
 from orchestrator.runs import Run
-from orchestrator.scheduling import Daemon
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, DaemonError, from_kind
 from repsearch.rpc.v1 import jobs_pb2
 
+if TYPE_CHECKING:
+    from orchestrator.client import DaemonClient
+
+
+RENEW_S = 10.0
+"""Seconds between two calls to a daemon that has no job of ours; it gives up on us after `--orphaned-after`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """searchers (none for a run that does not search), learner, and the store root of each daemon by address."""
+    """searchers (none for a run that does not search), learner, and the store root of each daemon by address.
+
+    ended: how a local daemon's process ended, "" while it may come back.
+    """
 
     searchers: Sequence[Daemon]
     learner: Daemon
     store_roots: Mapping[str, str]
+    ended: Callable[[str], str] = lambda address: ""
 
     def all(self) -> list[Daemon]:
         """Every daemon."""
@@ -29,7 +43,9 @@ class Fleet:
 
 
 @contextmanager
-def connected(searchers: Sequence[str], learner: str, config: RunConfig) -> Iterator[Fleet]:
+def connected(
+    searchers: Sequence[str], learner: str, config: RunConfig, ended: Callable[[str], str] = lambda address: ""
+) -> Iterator[Fleet]:
     """Connect to the daemons at these addresses; raises `DaemonError` for one that is not there or is not what it should be.
 
     Those that `config` names are called as its table `[tls]` says, others (local ones) in plaintext.
@@ -48,7 +64,7 @@ def connected(searchers: Sequence[str], learner: str, config: RunConfig) -> Iter
             roots[address] = clients[-1].connect().store_root
         client = stack.enter_context(DaemonClient(learner, "learner", tls=tls.get(learner)))
         roots[learner] = client.connect().store_root
-        yield Fleet(searchers=clients, learner=client, store_roots=roots)
+        yield Fleet(searchers=clients, learner=client, store_roots=roots, ended=ended)
 
 
 def start_request(run: Run, fleet: Fleet, daemon: Daemon, *parts: str | int, **spec: Any) -> jobs_pb2.StartRequest:
@@ -83,9 +99,52 @@ def check_fleet(run: Run, fleet: Fleet) -> None:
         request = start_request(run, fleet, daemon, "check", check=jobs_pb2.CheckSpec())
         jobs.append((daemon, daemon.start(request)))
     for daemon, job in jobs:
-        for event in daemon.watch(job.job_id):
-            job = event.state if event.WhichOneof("kind") == "state" else job
-        _check_answer(run, daemon, job)
+        _check_answer(run, daemon, _last(daemon, job))
+
+
+def rejoin(run: Run, fleet: Fleet, daemon: DaemonClient) -> None:
+    """Make a daemon usable again that was lost: the same process, or another at its address; raises `DaemonError` while that fails.
+
+    What it still does for the run is cancelled: somebody else does it. The check that follows shows that its compute works.
+    """
+    if reason := fleet.ended(daemon.address):
+        raise GoneError(f"{daemon.address}: {reason}")
+    info = daemon.connect()
+    if info.draining:
+        raise DaemonError(f"{daemon.address}: it is stopping, and takes no more jobs")
+    if info.store_root != fleet.store_roots[daemon.address]:
+        there = fleet.store_roots[daemon.address]
+        raise DaemonError(f"{daemon.address}: it came back with --store {info.store_root}, it had {there}; start it with the latter")
+    for job_id in info.unfinished_jobs:
+        if daemon.get(job_id).run_id == run.run_id:
+            daemon.cancel(job_id, run.term)
+    job = daemon.start(start_request(run, fleet, daemon, "check", uuid.uuid4().hex, check=jobs_pb2.CheckSpec()))
+    _check_answer(run, daemon, _last(daemon, job))
+
+
+@contextmanager
+def renewed(fleet: Fleet, roster: Roster) -> Iterator[None]:
+    """Tell every daemon now and then that its orchestrator is there, also while it has no job for it."""
+    closed = threading.Event()
+
+    def renew() -> None:
+        while not closed.wait(RENEW_S):
+            for daemon in fleet.all():
+                if not roster.is_lost(daemon) and not closed.is_set():
+                    cast("DaemonClient", daemon).renew()
+
+    threading.Thread(target=renew, name="leases", daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()
+
+
+def _last(daemon: Daemon, job: jobs_pb2.Job) -> jobs_pb2.Job:
+    """Return `job` at its end."""
+    for event in daemon.watch(job.job_id):
+        job = event.state if event.WhichOneof("kind") == "state" else job
+    return job
 
 
 def _check_answer(run: Run, daemon: Daemon, job: jobs_pb2.Job) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import interrupts
-from orchestrator.daemons import Fleet, check_fleet, connected
+from orchestrator.changing import changed
+from orchestrator.control import Control
+from orchestrator.daemons import Fleet, check_fleet, connected, rejoin, renewed
 from orchestrator.handshake import check_handshakes
 from orchestrator.journal import Journal, last_of_run, read_journal
 from orchestrator.local import LocalDaemons, local_specs
@@ -18,12 +20,13 @@ from orchestrator.policies import RoundPlan, make_policy
 from orchestrator.preflight import Preflight, check_run, library_versions, planned
 from orchestrator.progress import Display
 from orchestrator.report import RoundReport
+from orchestrator.roster import Roster
 from orchestrator.rounds import load_reports, run_rounds
 from orchestrator.runs import BASELINE, Run, RunLock, choose_name, create_folder, new_run_id, open_run, run_root, save_run
 from orchestrator.tracking import MlflowTracker, NoTracker, Tracker, tracking_uri
 from orchestrator.work import RunLog, Work
 from repsearch.config import RunConfig, load_config, parse_config
-from repsearch.errors import DatasetError, RepSearchError
+from repsearch.errors import ConfigError, DatasetError, RepSearchError, StoppedError
 from repsearch.failpoints import reach
 from repsearch.windows import windows_of
 from store import open_store
@@ -110,16 +113,17 @@ def start(prepared: Prepared, display: Display) -> Finished:
     return Finished(run, reports, baseline)
 
 
-def resume(folder: Path, display: Display) -> Finished:
-    """Go on with the run in `folder`, and its baseline, from what is committed."""
-    run = open_run(folder)
+def resume(folder: Path, display: Display, overrides: Sequence[str] = ()) -> Finished:
+    """Go on with the run in `folder`, and its baseline, from what is committed; `overrides` (a.b=value) change what may change then."""
+    run = reopened(folder, overrides)
     baseline_folder = folder.with_name(folder.name + BASELINE)
-    if is_finished(folder) and (not run.config.run.baseline or is_finished(baseline_folder)):
+    more = run.config.rounds.count > open_run(folder).config.rounds.count
+    if not more and is_finished(folder) and (not run.config.run.baseline or is_finished(baseline_folder)):
         display.message(f"{folder}: the run is finished; nothing to resume")
         return finished(folder)
     with RunLock(folder), resumable(run):
         # Read again: another orchestrator may have raised the term before the lock was ours.
-        run = open_run(folder)
+        run = reopened(folder, overrides)
         run = replace(run, term=run.term + 1)
         check_handshakes(run.config)
         main = check_run(run.config)
@@ -131,6 +135,20 @@ def resume(folder: Path, display: Display) -> Finished:
             display.message(f"resuming run {run.name} in {run.folder}, term {run.term}")
             reports = _perform(run, main, fleet, display, resumed=True)
             return Finished(run, reports, _baseline(run, baseline, fleet, display))
+
+
+def reopened(folder: Path, overrides: Sequence[str]) -> Run:
+    """Return the run in `folder` with the values that `overrides` set; raises `ConfigError` for those that must not change."""
+    run = changed(open_run(folder), overrides, done=len(load_reports(open_store(folder))) if overrides else 0)
+    baseline = folder.with_name(folder.name + BASELINE)
+    if overrides and run.config.run.baseline and baseline.is_dir():
+        was, wanted = open_run(baseline).config.learn.epochs, baseline_config(run.config, run.dataset["train"]).learn.epochs
+        if was != wanted:
+            raise ConfigError(
+                f"--set: the baseline learns {was} epochs, as many as the last network of {run.name} was to; with these rounds it would be "
+                f"{wanted}; remove {baseline} to have it learned anew, or start a new run"
+            )
+    return run
 
 
 def finished(folder: Path) -> Finished:
@@ -165,7 +183,7 @@ def daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
         for address, pid in local.processes():
             display.message(f"started {address}, process {pid}")
         searchers = (config.searcher.addresses or local.addresses("searcher")) if preflight.searches else []
-        with connected(searchers, config.learner.address or local.addresses("learner")[0], config) as fleet:
+        with connected(searchers, config.learner.address or local.addresses("learner")[0], config, local.ended) as fleet:
             yield fleet
 
 
@@ -218,6 +236,7 @@ def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, r
         tracker = make_tracker(run, display)
         log = RunLog(journal, tracker)
         status, error_text = "FINISHED", ""
+        roster = Roster(lambda daemon: rejoin(run, fleet, daemon), report=lambda event, text: _incident(log, display, event, text))
         try:
             log.append(
                 "run_started",
@@ -230,18 +249,41 @@ def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, r
                 tags=run.tags(),
             )
             store = open_store(run.folder, chunk_mb=run.config.store.chunk_mb)
-            yield Work(run=run, store=store, log=log, display=display, fleet=fleet, layers=layers)
+            heard = Control(run.folder, lambda event, text: _incident(log, display, event, text))
+            with heard as control, renewed(fleet, roster):
+                yield Work(
+                    run=run,
+                    store=store,
+                    log=log,
+                    display=display,
+                    fleet=fleet,
+                    layers=layers,
+                    roster=roster,
+                    waits=control.waits,
+                    wanted=control.wanted,
+                )
         except KeyboardInterrupt:
             status, error_text = "KILLED", "interrupted"
+            raise
+        except StoppedError as error:
+            status, error_text = "KILLED", str(error)
             raise
         except BaseException as error:
             status, error_text = "FAILED", f"{type(error).__name__}: {error}"
             raise
         finally:
+            roster.close()
             reach("run.finish.before")
             log.append("run_finished", status=status, error=error_text)
             reach("run.finish.after")
             tracker.close(TRACKER_KILLED_S if status == "KILLED" else TRACKER_CLOSE_S)
+
+
+def _incident(log: RunLog, display: Display, event: str, text: str) -> None:
+    log.incident(event, text)
+    if event in ("daemon_back", "asked"):
+        # What is done about a lost one is said by whoever lost it.
+        display.message(text)
 
 
 def make_tracker(run: Run, display: Display) -> Tracker:

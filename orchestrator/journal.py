@@ -7,9 +7,11 @@ run_started     run_id, name, term, resumed, config, dataset, tags
 round_started   round, plan
 point           round, key, step, value         one value of a round's curve: by epoch or by generation
 search_progress round, and the fields of `orchestrator.live.LiveState`, of a search that goes on
+shard_size      round, examples, seconds_per_example    of shards as `searcher.shard_examples = "auto"` has them; the newest counts
 stream_progress round, rounds, staleness, searcher_waited_s, learner_waited_s, rounds_per_s, seconds_left    of a streamed run
 round_finished  round, report
 network_ready   round, path, digest             the network learned in the round is committed
+incident        event, text                     what went wrong, or is waited for: a daemon lost, a job that stands still
 analysis_ready  path                            figures and tables are in this folder, relative to the run's; also after the end
 run_finished    status ("FINISHED", "FAILED" or "KILLED"), error
 
@@ -39,9 +41,11 @@ KINDS: dict[str, frozenset[str]] = {
     "search_progress": frozenset(
         {"round", "images", "total", "layer", "generation", "generations", "cross_entropy", "solved", "evaluations_per_s", "seconds_left"}
     ),
+    "shard_size": frozenset({"round", "examples", "seconds_per_example"}),
     "stream_progress": frozenset({"round", "rounds", "staleness", "searcher_waited_s", "learner_waited_s", "rounds_per_s", "seconds_left"}),
     "round_finished": frozenset({"round", "report"}),
     "network_ready": frozenset({"round", "path", "digest"}),
+    "incident": frozenset({"event", "text"}),
     "analysis_ready": frozenset({"path"}),
     "run_finished": frozenset({"status", "error"}),
 }

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.attempts import Daemon, Task
 from orchestrator.journal import Point
 from orchestrator.policies import RoundPlan
-from orchestrator.scheduling import Daemon, Hooks, Points, Task, run_tasks
-from orchestrator.searching import SearchRecord, next_attempt, written
+from orchestrator.scheduling import Hooks, Points, run_tasks
+from orchestrator.searching import SearchRecord, written
+from orchestrator.shards import next_attempt
 from orchestrator.work import Work, as_message
 from repsearch.config import json_digest
 from repsearch.errors import RepSearchError
@@ -99,10 +101,18 @@ def _learn(
         )
         return work.request(daemon, "learn", plan.round, attempt, plan=plan, learn=spec)
 
-    task = Task(key=0, what=f"learning of round {plan.round}", weight=plan.epochs, attempt=next_attempt(work, attempts), request=request)
+    task = Task(
+        key=0,
+        what=f"learning of round {plan.round}",
+        weight=plan.epochs,
+        attempt=next_attempt(work, attempts),
+        request=request,
+        keeps=True,
+    )
     work.display.begin(f"round {plan.round}: learn", plan.epochs, "epochs")
     start = time.monotonic()
-    outcome = run_tasks([task], [work.fleet.learner], _hooks(work, plan.round), service="learner")[0]
+    oversight = work.oversight("learner")
+    outcome = run_tasks([task], [work.fleet.learner], _hooks(work, plan.round), service="learner", oversight=oversight)[0]
     seconds = work.stopwatch.stop(start)
     network = written(work, outcome.job)
     attributes = work.store.manifest(network).attributes

@@ -85,6 +85,13 @@ class LocalDaemons:
         """Return the addresses of the daemons of `service`."""
         return [daemon.address for daemon in self._daemons if daemon.spec.service == service]
 
+    def ended(self, address: str) -> str:
+        """Return how the process of the daemon at `address` ended, "" while it runs, and for a daemon that is not ours."""
+        for daemon in self._daemons:
+            if daemon.address == address and (code := daemon.process.poll()) is not None:
+                return f"its process, {daemon.process.pid}, has ended with code {code}"
+        return ""
+
     def processes(self) -> list[tuple[str, int]]:
         """Return service and address, and process id, of every daemon."""
         return [(f"{daemon.spec.service} {daemon.address}", daemon.process.pid) for daemon in self._daemons]

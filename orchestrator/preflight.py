@@ -51,8 +51,9 @@ class Preflight:
         return {"search": search_digest(self.config), "learn": learn_digest(self.config), "dataset": self.dataset["digest"]}
 
     def shards(self) -> list[tuple[int, int]]:
-        """(first example, number of examples) of each shard of round 0."""
-        return shards_of(windows_of(self.config, self.dataset["train"]).of(0), self.config.searcher.shard_examples)
+        """(first example, number of examples) of each shard of round 0; none if their size follows from the speed."""
+        size = self.config.searcher.shard_examples
+        return [] if size == "auto" else shards_of(windows_of(self.config, self.dataset["train"]).of(0), size)
 
     def plans(self) -> list[RoundPlan]:
         """The rounds that the policy plans if every one is better than the one before and takes no time."""

@@ -59,7 +59,8 @@ def print_plan(console: Console, name: str, preflight: Any) -> None:
         fields["search layers"] = "\n".join(f"{layer} {'x'.join(map(str, size))}" for layer, size in preflight.layers.items())
         if config.rounds.examples_per_round is not None:
             fields["window"] = f"{config.rounds.examples_per_round} images a round"
-        fields["shards per round"] = f"{len(shards)} of up to {config.searcher.shard_examples} images"
+        size = config.searcher.shard_examples
+        fields["shards per round"] = "of about 30 s each" if size == "auto" else f"{len(shards)} of up to {size} images"
         fields["evaluations per image"] = preflight.evaluations if preflight.evaluations is not None else "not stated by the strategy"
     print_table(console, fields_table(fields))
     console.print("dry run: nothing was started or written")

@@ -119,7 +119,7 @@ class RunLock:
                     raise StoreError(self._refusal()) from None
                 time.sleep(_LOCK_PAUSE_S)
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}).encode(), 0)
         reach("run.lock.after")
         return self
 
@@ -127,13 +127,13 @@ class RunLock:
         os.close(self._descriptor)
 
     def _refusal(self) -> str:
-        who = _lock_text(self._path)
+        who = holder_of(self._path.parent)
         owner_text = f"process {who.get('pid', '?')} on host {who.get('host', '?')}"
         return f"{self._path.parent}: the run is in use by {owner_text}; wait until it ends, or stop it and resume the run"
 
 
 def owner(folder: Path) -> dict[str, Any] | None:
-    """Return `{"pid", "host"}` of the orchestrator working on the run, or None."""
+    """Return `{"pid", "host", "token"}` of the orchestrator working on the run, or None; the token is new with every opening of the run."""
     path = folder / LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -142,15 +142,16 @@ def owner(folder: Path) -> dict[str, Any] | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _lock_text(path)
+        return holder_of(folder)
     finally:
         os.close(descriptor)
     return None
 
 
-def _lock_text(path: Path) -> dict[str, Any]:
+def holder_of(folder: Path) -> dict[str, Any]:
+    """Return who locked the run last, whether or not that goes on; {} if nobody did."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads((folder / LOCK_FILE).read_text()))
     except (OSError, ValueError):
         return {}
 

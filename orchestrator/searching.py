@@ -6,24 +6,26 @@ N examples of a shard, L search layers.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from orchestrator.attempts import Daemon, Task
 from orchestrator.journal import Point
 from orchestrator.live import LiveSearch, fields_of
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import shards_of
-from orchestrator.scheduling import Daemon, Hooks, Task, run_tasks
+from orchestrator.scheduling import Hooks, run_tasks
 from orchestrator.segments import streamed_search
-from orchestrator.work import Work, as_document, as_message, document_there
-from repsearch.errors import RepSearchError, StoreError
+from orchestrator.sharding import AutoShards
+from orchestrator.shards import Shards, Sized, span_of
+from orchestrator.work import Work, as_document, document_there
+from repsearch.errors import StoreError
 from repsearch.failpoints import reach
 from repsearch.rpc.v1 import jobs_pb2
-from store import Manifest, Reference, Store, layout, reference_at
-from store.verification import verify_group
+from store import Reference, Store, layout, reference_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def initial_network(work: Work) -> Reference:
             attempt=1,
             request=lambda attempt, daemon: work.request(daemon, "initialise", attempt, initialise=spec),
         )
-        outcome = run_tasks([task], [work.fleet.learner], Hooks(message=work.display.message), service="learner")[0]
+        hooks = Hooks(message=work.display.message)
+        outcome = run_tasks([task], [work.fleet.learner], hooks, service="learner", oversight=work.oversight("learner"))[0]
         return written(work, outcome.job)
     return reference_at(work.store, path)
 
@@ -105,24 +108,42 @@ def load_search(store: Store, round: int) -> SearchRecord:
 def _search(work: Work, plan: RoundPlan, network: Reference | None) -> SearchRecord:
     if network is None:
         return _record(work, plan, None, {}, 0.0)
-    shards = shards_of(work.windows.of(plan.round), work.run.config.searcher.shard_examples)
-    archive = _archives(work, plan, shards)
-    attempts = _attempts(work, plan.round)
-    accepted = _accepted(work, plan, network, shards, archive, attempts)
-    missing = [shard for shard in range(len(shards)) if shard not in accepted]
-    tasks = [_task(work, plan, network, archive[shard], shard, *shards[shard], attempts.get(shard, [])) for shard in missing]
+    window, size, searchers = work.windows.of(plan.round), work.run.config.searcher.shard_examples, len(work.fleet.searchers)
+    fixed = None if size == "auto" else shards_of(window, size)
+    shards = Shards(work, plan, network, _elites(work, plan))
+    attempts = shards.attempts()
+    accepted = shards.accepted(fixed, attempts)
+    tasks: list[Task] = []
+    sized: Sized | None = None
+    spans = [span_of(work, reference) for reference in accepted.values()]
+    if fixed is None:
+        auto = AutoShards(window.first, window.first + window.count, spans, pace=work.log.shard_pace, searchers=searchers)
+        sized = Sized(shards, auto, max(attempts, default=-1))
+    else:
+        missing = [shard for shard in range(len(fixed)) if shard not in accepted]
+        tasks = [shards.task(shard, *fixed[shard], attempts.get(shard, [])) for shard in missing]
     # What an earlier opening of the run searched counts with its searchers' own clocks.
     seconds = sum(float(work.store.manifest(reference).attributes["seconds"]) for reference in accepted.values())
-    seconds /= max(1, len(work.fleet.searchers))
-    if tasks:
-        seconds += _run(work, plan, shards, tasks, accepted)
+    seconds /= max(1, searchers)
+    if sum(count for _, count in spans) < window.count:
+        seconds += _run(work, plan, window.count, tasks, sized, accepted)
     return _record(work, plan, network, accepted, seconds)
 
 
-def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: Sequence[Task], accepted: dict[int, Reference]) -> float:
-    """Run `tasks`, add what they wrote to `accepted`, and return the wall time from the first start to the last result."""
-    total = sum(count for _, count in shards)
-    before = sum(shards[shard][1] for shard in accepted)
+def _elites(work: Work, plan: RoundPlan) -> list[tuple[Reference, int, int]]:
+    """Return the shards of the pass before whose elites the search starts from, with first and end.
+
+    None without `search.archive`, in the first pass, and on the untrained network.
+    """
+    before = work.windows.before(plan.round)
+    if before is None or plan.searched_round is None or not work.config(plan).search.archive:
+        return []
+    return [(Reference(s["path"], s["digest"]), s["first"], s["first"] + s["count"]) for s in load_search(work.store, before).shards]
+
+
+def _run(work: Work, plan: RoundPlan, total: int, tasks: Sequence[Task], sized: Sized | None, accepted: dict[int, Reference]) -> float:
+    """Run what is missing, add what it wrote to `accepted`, and return the wall time from the first start to the last result."""
+    before = sum(span_of(work, reference)[1] for reference in accepted.values())
     work.display.begin(f"round {plan.round}: search", total, "images")
     live = LiveSearch(
         total,
@@ -136,113 +157,16 @@ def _run(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]], tasks: 
         heard=live.heard,
         message=work.display.message,
     )
+    more: Callable[[Daemon], Task | None] = lambda daemon: None  # noqa: E731
+    if sized is not None:
+        hooks, more = replace(hooks, took=sized.took), sized.more
     start = time.monotonic()
-    outcomes = run_tasks(tasks, work.fleet.searchers, hooks, service="searcher")
+    outcomes = run_tasks(tasks, work.fleet.searchers, hooks, service="searcher", oversight=work.oversight("searcher"), more=more)
     seconds = work.stopwatch.stop(start)
     live.end()
     accepted.update({shard: written(work, outcome.job) for shard, outcome in outcomes.items()})
     work.display.end(f"{total} images in {seconds:.1f} s")
     return seconds
-
-
-def _archives(work: Work, plan: RoundPlan, shards: Sequence[tuple[int, int]]) -> list[list[Reference]]:
-    """Return for each of `shards` (first, count) those of the pass before whose elites its search starts from.
-
-    None without `search.archive`, in the first pass, and on the untrained network.
-    """
-    before = work.windows.before(plan.round)
-    if before is None or plan.searched_round is None or not work.config(plan).search.archive:
-        return [[] for _ in shards]
-    there = [(Reference(s["path"], s["digest"]), s["first"], s["first"] + s["count"]) for s in load_search(work.store, before).shards]
-    return [[reference for reference, begin, end in there if begin < first + count and first < end] for first, count in shards]
-
-
-def _task(
-    work: Work,
-    plan: RoundPlan,
-    network: Reference,
-    archive: Sequence[Reference],
-    shard: int,
-    first: int,
-    count: int,
-    attempts: Sequence[int],
-) -> Task:
-    def request(attempt: int, daemon: Daemon) -> jobs_pb2.StartRequest:
-        spec = jobs_pb2.SearchSpec(
-            round=plan.round,
-            shard=shard,
-            attempt=attempt,
-            first=first,
-            count=count,
-            network=as_message(network),
-            trained=plan.searched_round is not None,
-            output_path=layout.shard_path(plan.round, shard, attempt),
-            archive=[as_message(reference) for reference in archive],
-        )
-        return work.request(daemon, "search", plan.round, shard, attempt, plan=plan, search=spec)
-
-    return Task(
-        key=shard,
-        what=f"shard {shard} of round {plan.round}",
-        weight=count,
-        attempt=next_attempt(work, attempts),
-        request=request,
-    )
-
-
-def next_attempt(work: Work, attempts: Sequence[int]) -> int:
-    """Return the number of a new attempt, above all of `attempts` that are there.
-
-    At least the term: an attempt of an earlier term may still be on its way, on a daemon that this orchestrator cannot reach.
-    """
-    return max(work.run.term, max(attempts, default=0) + 1)
-
-
-def _attempts(work: Work, round: int) -> dict[int, list[int]]:
-    """Committed attempts of each shard of the round."""
-    attempts: dict[int, list[int]] = {}
-    for name in work.store.committed(layout.search_folder(round)):
-        shard, attempt = layout.parse_shard_name(name)
-        attempts.setdefault(shard, []).append(attempt)
-    return attempts
-
-
-def _accepted(
-    work: Work,
-    plan: RoundPlan,
-    network: Reference,
-    shards: Sequence[tuple[int, int]],
-    archive: Sequence[Sequence[Reference]],
-    attempts: Mapping[int, Sequence[int]],
-) -> dict[int, Reference]:
-    """References of the committed attempts that an earlier opening of the run left, the newest whole one that fits of each shard."""
-    accepted = {}
-    for shard, numbers in attempts.items():
-        for attempt in sorted(numbers, reverse=True):
-            path = layout.shard_path(plan.round, shard, attempt)
-            try:
-                reference = reference_at(work.store, path)
-                fits = shard < len(shards) and _fits(work, plan, work.store.manifest(reference), network, archive[shard], *shards[shard])
-                if fits:
-                    verify_group(work.store, reference)
-                    accepted[shard] = reference
-                    break
-            except RepSearchError as error:
-                work.display.message(f"shard {shard} of round {plan.round}: attempt {attempt} is not used: {error}")
-    return accepted
-
-
-def _fits(work: Work, plan: RoundPlan, found: Manifest, network: Reference, archive: Sequence[Reference], first: int, count: int) -> bool:
-    expected = {
-        "run_id": work.run.run_id,
-        "search_digest": work.digest(plan, "search"),
-        "dataset_digest": work.run.dataset["digest"],
-        "network_digest": network.digest,
-        "first": first,
-        "count": count,
-    }
-    same = found.attributes.get("archive", []) == [as_document(reference) for reference in archive]
-    return same and all(found.attributes.get(name) == value for name, value in expected.items())
 
 
 def written(work: Work, job: jobs_pb2.Job) -> Reference:
@@ -259,8 +183,9 @@ def written(work: Work, job: jobs_pb2.Job) -> Reference:
 
 
 def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Mapping[int, Reference], seconds: float) -> SearchRecord:
-    manifests = {shard: work.store.manifest(accepted[shard]) for shard in sorted(accepted)}
-    found = [manifests[shard].attributes for shard in sorted(accepted)]
+    manifests = {shard: work.store.manifest(reference) for shard, reference in accepted.items()}
+    accepted = {shard: accepted[shard] for shard in sorted(accepted, key=lambda shard: manifests[shard].attributes["first"])}
+    found = [manifests[shard].attributes for shard in accepted]
     layers = work.layers_of(plan) if network is not None else []
     return SearchRecord(
         round=plan.round,
@@ -274,7 +199,7 @@ def _record(work: Work, plan: RoundPlan, network: Reference | None, accepted: Ma
                 "shard": shard,
                 **{name: manifests[shard].attributes[name] for name in ("attempt", "first", "count")},
             }
-            for shard in sorted(accepted)
+            for shard in accepted
         ],
         evaluations=sum(int(attributes["evaluations"]) for attributes in found),
         examples=sum(int(attributes["count"]) for attributes in found),
@@ -294,7 +219,7 @@ def _mean(curves: Sequence[Sequence[float]], weights: Sequence[int]) -> list[flo
 
 def _fitness(work: Work, accepted: Mapping[int, Reference], array: str) -> np.ndarray:
     """Fitness of every result, (results of all examples, layers)."""
-    parts = [work.store.read(accepted[shard], array) for shard in sorted(accepted)]
+    parts = [work.store.read(accepted[shard], array) for shard in accepted]
     # Where images have several results, they are an axis between examples and layers.
     return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
 

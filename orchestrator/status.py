@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.control import NOW_FILE, read_json, stopped
 from orchestrator.journal import Record, last_of_run, read_journal
 from orchestrator.live import text_of
-from orchestrator.runs import open_run, owner
+from orchestrator.runs import open_run
+from orchestrator.steering import working_on
 from repsearch.windows import windows_of
 from store import layout
 
@@ -19,14 +21,18 @@ from store import layout
 def status_of(folder: Path) -> dict[str, Any]:
     """Return the state of the run in `folder` as JSON values; raises `StoreError` if it cannot be read.
 
-    state: "running", "finished", "failed", "killed" or "interrupted" (its process ended without a word).
+    state: "running", "paused", "stopping", "finished", "stopped", "failed", "killed" or "interrupted" (its process ended without a word).
+    waits: who waits for what, since when and until when (Unix times; None: no bound), and a note of what is known.
+    seconds_since_beat: since the orchestrator last said what it waits for; more than a few where it is stopped itself.
+    shards: of the round; None where their size follows from the speed (`searcher.shard_examples = "auto"`).
     phase: "search", "learn" or "" (between rounds, or not running). Rounds are numbered from 0.
     ended: why no round follows the last one; "" before its end. rounds_planned: the most rounds.
     search: what a search that goes on has found (see `orchestrator.live`); images_done and seconds_left: of it, None outside.
     Of a streamed run, up to the last commit: staleness, rounds by the number of rounds that the network searched lagged behind;
     searcher_waited_seconds, of all searchers for the learner; learner_waited_seconds, for searchers.
     """
-    run, records, holder = open_run(folder), read_journal(folder), owner(folder)
+    run, records, holder = open_run(folder), read_journal(folder), working_on(folder)
+    now = read_json(folder / NOW_FILE) if holder else {}
     finished = [record for record in records if record["kind"] == "round_finished"]
     round_number, current = _current(records)
     epochs = _plan(records, round_number).get("epochs", run.config.learn.epochs)
@@ -37,10 +43,10 @@ def status_of(folder: Path) -> dict[str, Any]:
         "name": run.name,
         "run_id": run.run_id,
         "folder": str(folder),
-        "state": _state(records, running=holder is not None),
+        "state": _asked(now) or _state(records, running=holder is not None),
         "error": _error(records),
         "term": run.term,
-        "owner": holder,
+        "owner": {name: value for name, value in holder.items() if name != "token"} if holder else None,
         "round": round_number,
         "rounds_finished": len(finished),
         "rounds_planned": run.config.rounds.count,
@@ -54,8 +60,22 @@ def status_of(folder: Path) -> dict[str, Any]:
         "test_accuracy": next((accuracy for accuracy in reversed(accuracies) if accuracy is not None), None),
         "ended": finished[-1]["report"].get("ended", "") if finished else "",
         **_stream(records),
+        "waits": now.get("waits", []),
+        "seconds_since_beat": max(0.0, time.time() - now["time"]) if now else None,
         "seconds_since_last_record": max(0.0, time.time() - records[-1]["time"]) if records else None,
     }
+
+
+def readable(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with its waits as lines for people."""
+    lines = [_wait_line(wait, time.time()) for wait in found["waits"]]
+    return {**found, "waits": "\n".join(lines)}
+
+
+def _wait_line(wait: Mapping[str, Any], now: float) -> str:
+    until = "without a bound" if wait["until"] is None else f"for {max(0.0, wait['until'] - now):.0f} s more at most"
+    note = f": {wait['note']}" if wait["note"] else ""
+    return f"{wait['who']} waits for {wait['what']}, since {max(0.0, now - wait['since']):.0f} s, {until}{note}"
 
 
 def _stream(records: Sequence[Record]) -> dict[str, Any]:
@@ -78,7 +98,11 @@ def _stream(records: Sequence[Record]) -> dict[str, Any]:
 
 def state_of(folder: Path) -> str:
     """Return the state of the run in `folder`; see `status_of`."""
-    return _state(read_journal(folder), running=owner(folder) is not None)
+    return _state(read_journal(folder), running=working_on(folder) is not None)
+
+
+def _asked(now: Mapping[str, Any]) -> str:
+    return {"pause": "paused", "stop": "stopping", "stop_now": "stopping"}.get(now.get("wanted", ""), "")
 
 
 def _state(records: Sequence[Record], *, running: bool) -> str:
@@ -86,7 +110,7 @@ def _state(records: Sequence[Record], *, running: bool) -> str:
         return "running"
     last = last_of_run(records)
     if last is not None and last["kind"] == "run_finished":
-        return str(last["status"]).lower()
+        return "stopped" if last["error"] == str(stopped()) else str(last["status"]).lower()
     return "interrupted"
 
 
@@ -116,11 +140,11 @@ def _plan(records: Sequence[Record], round: int) -> Mapping[str, Any]:
     return next(plans, {})
 
 
-def _shards(folder: Path, round: int, examples: int, size: int) -> dict[str, int]:
+def _shards(folder: Path, round: int, examples: int, size: int | str) -> dict[str, int | None]:
     # Looked up in the file system: opening the store would import zarr, which is slow, and here the names say enough.
     paths = (folder / layout.search_folder(round)).glob("*-a*/MANIFEST.json")
     done = {layout.parse_shard_name(path.parent.name)[0] for path in paths}
-    return {"shards_done": len(done), "shards": -(-examples // size)}
+    return {"shards_done": len(done), "shards": -(-examples // size) if isinstance(size, int) else None}
 
 
 def _search(records: Sequence[Record], round: int, *, searching: bool) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.attempts import Daemon
 from orchestrator.daemons import Fleet, start_request
 from orchestrator.journal import Journal, Point, read_journal
+from orchestrator.oversight import Oversight, Wait, bounds_of
 from orchestrator.policies import RoundPlan
 from orchestrator.progress import Display
+from orchestrator.roster import Roster
 from orchestrator.runs import Run
-from orchestrator.scheduling import Daemon
 from orchestrator.tracking import Tracker
 from repsearch.config import LOGITS, RunConfig, learn_digest, search_digest
 from repsearch.rpc.v1 import jobs_pb2
@@ -29,11 +31,23 @@ class RunLog:
     def __init__(self, journal: Journal, mirror: Tracker) -> None:
         self._journal, self._mirror = journal, mirror
         records = read_journal(journal.path.parent)
+        sized = [record["seconds_per_example"] for record in records if record["kind"] == "shard_size"]
+        self.shard_pace: float | None = sized[-1] if sized else None
+        """Seconds per example of the newest shard whose size was chosen."""
         self._there = {(record["kind"], record["round"]) for record in records if "round" in record and record["kind"] != "point"}
 
     def append(self, kind: str, **fields: Any) -> None:
         """Append a record of the run."""
         self._mirror.put(self._journal.append(kind, **fields))
+
+    def shard_size(self, round: int, examples: int, pace: float) -> None:
+        """Append the size of a shard that a searcher did at `pace` seconds per example."""
+        self.shard_pace = pace
+        self.append("shard_size", round=round, examples=examples, seconds_per_example=pace)
+
+    def incident(self, event: str, text: str) -> None:
+        """Append what went wrong, or is waited for."""
+        self.append("incident", event=event, text=text)
 
     def once(self, kind: str, round: int, **fields: Any) -> None:
         """Append a record of a round, unless the round has one of this kind."""
@@ -80,7 +94,15 @@ class Work:
     display: Display
     fleet: Fleet
     layers: Sequence[str]
+    roster: Roster = field(default_factory=Roster)
+    waits: Callable[[Sequence[Wait]], None] = lambda waits: None
+    wanted: Callable[[], str] = lambda: ""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def oversight(self, service: str) -> Oversight:
+        """Return how jobs on the daemons of `service` are watched over."""
+        bounds = bounds_of(self.run.config.searcher if service == "searcher" else self.run.config.learner)
+        return Oversight(bounds=bounds, roster=self.roster, tell=self.log.incident, waits=self.waits, wanted=self.wanted)
 
     @property
     def windows(self) -> Windows:

@@ -2,7 +2,7 @@
 
 Exit codes (documented in docs/errors.md): 0 success, 1 unexpected, 2 usage or configuration, 3 dataset, 4 store or run directory,
 5 daemon (unreachable, wrong service, version or data), 6 job failed or no searcher left, 7 non-finite number, 8 daemon and orchestrator
-do not trust one another, 130 interrupted.
+do not trust one another, 9 stopped on request, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ class SecurityError(DaemonError):
     """A daemon and its client do not trust one another: certificate, token, or TLS on one side alone. Trying again changes nothing."""
 
     exit_code = 8
+
+
+class StoppedError(RepSearchError):
+    """The run was asked to stop: not a fault, but it is not finished."""
+
+    exit_code = 9
 
 
 KINDS: dict[str, type[RepSearchError]] = {

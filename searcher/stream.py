@@ -44,7 +44,9 @@ def search_stream(request: jobs_pb2.StartRequest, config: RunConfig, data: Data,
     clock = StepClock()
     for arrival in context.items():
         clock.begin(arrival.time)
-        done = _search(request, arrival.item.search, residents[arrival.item.search.trained], config, data, store, context, clock)
+        done = _search(
+            request, arrival.item.search, residents[arrival.item.search.trained], config, data, store, context, clock, arrival.sequence
+        )
         done.sequence = arrival.sequence
         for name, seconds in clock.end(arrival.time).items():
             setattr(done, name, seconds)
@@ -67,6 +69,7 @@ def _search(
     store: Store,
     context: JobContext,
     clock: StepClock,
+    sequence: int,
 ) -> jobs_pb2.ItemDone:
     """Search a window and write its targets; return what to tell of it."""
     check_range(spec, data)
@@ -75,7 +78,7 @@ def _search(
         resident.load(store, Reference(spec.network.path, spec.network.digest))
         archive = read_archive(store, references_of(spec.archive), names, first=spec.first, count=spec.count)
     with clock.step("work"):
-        pieces, end = _searched(replace(resident.plan, round=spec.round), resident.network, data, spec, archive, context)
+        pieces, end = _searched(replace(resident.plan, round=spec.round), resident.network, data, spec, archive, context, sequence)
     with clock.step("write"):
         writer = store.begin(spec.output_path, rows=spec.count, dtypes=dtypes_of(names, config))
         with writer:
@@ -93,10 +96,18 @@ def _search(
 
 
 def _searched(
-    plan: SearchPlan, network: SearchableNetwork, data: Data, spec: jobs_pb2.SearchSpec, archive: Archive | None, context: JobContext
+    plan: SearchPlan,
+    network: SearchableNetwork,
+    data: Data,
+    spec: jobs_pb2.SearchSpec,
+    archive: Archive | None,
+    context: JobContext,
+    sequence: int,
 ) -> tuple[list[Piece], SearchProgress]:
     def check(position: Position) -> None:
         context.check()
+        # Whoever watches is to see that a long window advances.
+        context.progress(sequence - 1, sequence, unit="windows")
 
     pieces: list[Piece] = []
     end = search_pieces(

@@ -22,7 +22,7 @@ class DaemonProcess:
     """A daemon of `tests.serving_daemon`; `address` is what it announced."""
 
     def __init__(self, store: Path, *arguments: str, service: str = "searcher", module: str = "tests.serving_daemon") -> None:
-        self.service, self.log_path = service, store.parent / f"{store.name}.log"
+        self.service, self.store, self.log_path = service, store, store.parent / f"{store.name}.log"
         command = [sys.executable, "-m", module, *([service] if module == "tests.serving_daemon" else []), "serve"]
         options = ["--listen", "127.0.0.1:0", "--store", str(store), *arguments]
         with self.log_path.open("wb") as log:

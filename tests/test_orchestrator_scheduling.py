@@ -5,12 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
-from orchestrator.scheduling import MAX_FAILURES, Hooks, Task, run_tasks
-from repsearch.errors import DaemonError, JobError, NumericalError
+from orchestrator.attempts import TakenOverError, Task
+from orchestrator.oversight import Bounds, Oversight, Wait
+from orchestrator.roster import GoneError, Roster
+from orchestrator.scheduling import MAX_FAILURES, MAX_LOSSES, Hooks, Outcome, run_tasks
+from repsearch.errors import DaemonError, JobError, NumericalError, StoppedError
 from repsearch.rpc.v1 import jobs_pb2
+from tests.serving_processes import until
 
 Behaviour = Callable[[jobs_pb2.StartRequest], jobs_pb2.Job]
 
@@ -131,3 +136,205 @@ def test_the_jobs_that_run_are_cancelled_when_one_ends_the_run() -> None:
         run_tasks(tasks(2), daemons, Hooks(), service="searcher")
     release.set()
     assert daemons[0].cancelled == ["0/1"]
+
+
+class SteeredDaemon(FakeDaemon):
+    """A daemon whose jobs send the events in `events` and end when they are cancelled, or with the last of those."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, succeed)
+        self.events: queue.SimpleQueue[jobs_pb2.Event] = queue.SimpleQueue()
+
+    def watch(self, job_id: str) -> Iterator[jobs_pb2.Event]:
+        yield jobs_pb2.Event(sequence=1, state=jobs_pb2.Job(job_id=job_id, state=jobs_pb2.JOB_STATE_RUNNING))
+        while True:
+            event = self.events.get(timeout=20)
+            yield event
+            if event.WhichOneof("kind") == "state":
+                return
+
+    def cancel(self, job_id: str, term: int) -> jobs_pb2.Job:
+        self.events.put(jobs_pb2.Event(sequence=2, state=jobs_pb2.Job(job_id=job_id, state=jobs_pb2.JOB_STATE_CANCELLED)))
+        return super().cancel(job_id, term)
+
+
+def beat(daemon: SteeredDaemon, counter: int, stop: threading.Event) -> None:
+    """Send heartbeats with the same counter until `stop` is set."""
+    while not stop.wait(0.05):
+        daemon.events.put(jobs_pb2.Event(heartbeat=jobs_pb2.Progress(counter=counter, done=0, total=2)))
+
+
+def test_a_job_that_is_alive_without_progress_is_reported_then_cancelled_and_done_elsewhere() -> None:
+    stuck, other, stop = SteeredDaemon("stuck"), FakeDaemon("other", succeed), threading.Event()
+    threading.Thread(target=beat, args=[stuck, 7, stop], daemon=True).start()
+    incidents, waits = list[tuple[str, str]](), list[Wait]()
+    oversight = Oversight(bounds=Bounds(stall_s=1.0), tell=lambda event, text: incidents.append((event, text)), waits=waits.extend)
+    try:
+        outcomes = run_tasks(tasks(2), [stuck, other], Hooks(), service="searcher", oversight=oversight)
+    finally:
+        stop.set()
+    assert stuck.cancelled == ["0/1"]
+    assert "0/2" in other.started and outcomes[0].attempt == 2
+    assert [event for event, _ in incidents] == ["still", "stalled"]
+    assert "shard 0, on stuck: alive, but no progress" in incidents[0][1]
+    assert any(wait.what == "shard 0, on stuck" and "no progress for" in wait.note and wait.until is not None for wait in waits)
+
+
+def test_a_job_that_waits_for_another_one_is_not_cancelled() -> None:
+    daemon, stop = SteeredDaemon("a"), threading.Event()
+
+    def watch(job_id: str) -> Iterator[jobs_pb2.Event]:
+        yield jobs_pb2.Event(sequence=1, state=jobs_pb2.Job(job_id=job_id, state=jobs_pb2.JOB_STATE_QUEUED))
+        for _ in range(10):
+            stop.wait(0.1)
+            yield jobs_pb2.Event(heartbeat=jobs_pb2.Progress())
+        yield jobs_pb2.Event(sequence=2, state=jobs_pb2.Job(job_id=job_id, state=jobs_pb2.JOB_STATE_RUNNING))
+        yield jobs_pb2.Event(sequence=3, state=jobs_pb2.Job(job_id=job_id, state=jobs_pb2.JOB_STATE_SUCCEEDED))
+
+    daemon.watch = watch  # type: ignore[method-assign]
+    waits = list[Wait]()
+    run_tasks(tasks(1), [daemon], Hooks(), service="searcher", oversight=Oversight(bounds=Bounds(stall_s=0.4), waits=waits.extend))
+    assert daemon.cancelled == []
+    assert any("waits for another job" in wait.note and wait.until is None for wait in waits)
+
+
+def test_a_job_that_never_goes_on_ends_the_run_clearly() -> None:
+    stuck, stop = SteeredDaemon("stuck"), threading.Event()
+    threading.Thread(target=beat, args=[stuck, 0, stop], daemon=True).start()
+    try:
+        with pytest.raises(JobError, match=r"shard 0, on stuck: no progress for 0.3 s"):
+            run_tasks(tasks(1), [stuck], Hooks(), service="searcher", oversight=Oversight(bounds=Bounds(stall_s=0.3)))
+    finally:
+        stop.set()
+    assert len(stuck.cancelled) == MAX_FAILURES
+
+
+def test_the_task_that_is_furthest_behind_gets_a_second_attempt_and_the_first_result_counts() -> None:
+    slow, quick = SteeredDaemon("slow"), FakeDaemon("quick", succeed)
+    slow.events.put(jobs_pb2.Event(heartbeat=jobs_pb2.Progress(counter=1, done=1, total=100)))
+    heard = list[int]()
+    incidents = list[str]()
+    oversight = Oversight(bounds=Bounds(hedge=True), tell=lambda event, text: incidents.append(event))
+    hooks = Hooks(heard=lambda key, progress: heard.append(key))
+    outcomes = run_tasks(tasks(3), [slow, quick], hooks, service="searcher", oversight=oversight)
+    assert outcomes[0].attempt == 2 and outcomes[0].job.job_id == "0/2"
+    assert quick.started == ["1/1", "2/1", "0/2"]
+    assert incidents == ["hedged"]
+    deadline = threading.Event()
+    while not slow.cancelled:
+        assert not deadline.wait(0.01)
+    assert slow.cancelled == ["0/1"]
+
+
+def test_no_second_attempt_where_it_is_not_asked_for() -> None:
+    slow, quick = SteeredDaemon("slow"), FakeDaemon("quick", succeed)
+    done = jobs_pb2.Event(sequence=9, state=jobs_pb2.Job(job_id="0/1", state=jobs_pb2.JOB_STATE_SUCCEEDED))
+    threading.Timer(1.0, slow.events.put, [done]).start()
+    run_tasks(tasks(3), [slow, quick], Hooks(), service="searcher")
+    assert quick.started == ["1/1", "2/1"]
+
+
+def test_a_daemon_that_is_back_is_used_again() -> None:
+    answers = iter([vanish, *[succeed] * 9])
+    daemon = FakeDaemon("a", lambda request: next(answers)(request))
+    tries = iter([DaemonError("still away"), None])
+
+    def rejoin(back: FakeDaemon) -> None:
+        assert back is daemon
+        if (error := next(tries)) is not None:
+            raise error
+
+    incidents = list[tuple[str, str]]()
+    roster = Roster(rejoin, report=lambda event, text: incidents.append((event, text)))
+    waits = list[Wait]()
+    oversight = Oversight(bounds=Bounds(wait_s=30), roster=roster, waits=waits.extend)
+    outcomes = run_tasks(tasks(2), [daemon], Hooks(), service="searcher", oversight=oversight)
+    assert daemon.started == ["0/1", "0/2", "1/1"] and sorted(outcomes) == [0, 1]
+    assert [event for event, _ in incidents] == ["daemon_lost", "daemon_back"]
+    named = [wait for wait in waits if wait.what == "searcher at a to come back"]
+    assert named and named[-1].until is not None and "still away" in named[-1].note
+
+
+def test_waiting_for_a_daemon_is_bounded() -> None:
+    def rejoin(daemon: FakeDaemon) -> None:
+        raise DaemonError("a: still away")
+
+    incidents, roster = list[tuple[str, str]](), Roster(rejoin)
+    oversight = Oversight(bounds=Bounds(wait_s=0.5), roster=roster, tell=lambda event, text: incidents.append((event, text)))
+    with pytest.raises(JobError, match=r"no searcher daemon is left for shard 0(.|\n)*still away"):
+        run_tasks(tasks(1), [FakeDaemon("a", vanish)], Hooks(), service="searcher", oversight=oversight)
+    roster.close()
+    assert incidents == [("waiting", "no searcher daemon is left for shard 0; waiting 0.5 s for one to return")]
+
+
+def test_nobody_waits_for_a_process_that_has_ended() -> None:
+    def rejoin(daemon: FakeDaemon) -> None:
+        raise GoneError("a: its process has ended")
+
+    oversight = Oversight(bounds=Bounds(wait_s=1000), roster=Roster(rejoin))
+    with pytest.raises(JobError, match="its process has ended"):
+        run_tasks(tasks(1), [FakeDaemon("a", vanish)], Hooks(), service="searcher", oversight=oversight)
+
+
+def test_another_orchestrator_ends_this_one_at_once() -> None:
+    def fenced(request: jobs_pb2.StartRequest) -> jobs_pb2.Job:
+        raise TakenOverError("searcher at a: another orchestrator has taken over")
+
+    roster = Roster(lambda daemon: None)
+    with pytest.raises(JobError, match="has taken over"):
+        run_tasks(
+            tasks(1), [FakeDaemon("a", fenced)], Hooks(), service="searcher", oversight=Oversight(bounds=Bounds(wait_s=1000), roster=roster)
+        )
+
+
+def test_a_task_that_ends_every_daemon_ends_the_run() -> None:
+    oversight = Oversight(bounds=Bounds(wait_s=1000), roster=Roster(lambda daemon: None))
+    with pytest.raises(JobError, match=f"{MAX_LOSSES} daemons were lost over it"):
+        run_tasks(tasks(1), [FakeDaemon("a", vanish)], Hooks(), service="searcher", oversight=oversight)
+
+
+def test_a_paused_run_begins_no_job_and_a_stopped_one_ends_when_the_jobs_have() -> None:
+    wanted, looks = "pause", 0
+
+    def asked() -> str:
+        nonlocal looks
+        looks += 1
+        return "" if looks == 1 else wanted
+
+    daemon = FakeDaemon("a", succeed)
+    thread_failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            run_tasks(tasks(3), [daemon], Hooks(), service="searcher", oversight=Oversight(wanted=asked))
+        except StoppedError as error:
+            thread_failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    until(lambda: looks > 8)
+    # The first job began before; it ended, and no other followed.
+    assert daemon.started == ["0/1"]
+    wanted = "stop"
+    thread.join(10)
+    assert len(thread_failed) == 1 and daemon.started == ["0/1"] and daemon.cancelled == []
+
+
+def test_a_job_that_keeps_what_it_has_is_cancelled_when_the_run_pauses_and_goes_on_after() -> None:
+    daemon, wanted = SteeredDaemon("a"), ""
+    task = replace(tasks(1)[0], keeps=True)
+    outcomes: dict[int, Outcome] = {}
+
+    def run() -> None:
+        outcomes.update(run_tasks([task], [daemon], Hooks(), service="learner", oversight=Oversight(wanted=lambda: wanted)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    until(lambda: daemon.started == ["0/1"])
+    wanted = "pause"
+    until(lambda: daemon.cancelled == ["0/1"])
+    wanted = ""
+    until(lambda: daemon.started == ["0/1", "0/2"])
+    daemon.events.put(jobs_pb2.Event(sequence=3, state=jobs_pb2.Job(job_id="0/2", state=jobs_pb2.JOB_STATE_SUCCEEDED)))
+    thread.join(10)
+    assert outcomes[0].attempt == 2

@@ -9,6 +9,7 @@ One job per daemon lasts for many windows; the orchestrator hands out windows, r
 
 schedule    which window may be searched now, and on which network: pure
 feeds       a stream job on a daemon: started, watched on a thread, given items
+tending     which stream jobs stand still, and what is waited for
 rounds      what a round's items become: report and search record
 committing  what makes rounds count, and what is removed after
 running     the loop, and going on after a crash

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator.scheduling import Daemon
+from orchestrator.attempts import Daemon
 from repsearch.errors import RepSearchError
 from repsearch.failpoints import reach
 from repsearch.rpc.v1 import jobs_pb2
@@ -25,21 +25,30 @@ class StreamDaemon(Daemon, Protocol):
 
 @dataclass(frozen=True)
 class News:
-    """What a thread read of a feed: an event, the job's end (`final`), or what ended the watch (`error`); `time` is when (monotonic)."""
+    """What a thread read of a feed: an event, the job's end (`final`), or what ended the watch (`error`); or a daemon that is back.
 
-    feed: Feed
+    time: when (monotonic).
+    """
+
+    feed: Feed | None
     time: float
     event: jobs_pb2.Event | None = None
     final: jobs_pb2.Job | None = None
     error: BaseException | None = None
+    back: Daemon | None = None
 
 
 class Feed:
-    """The stream job of `request` on `daemon`. given: what the item of each sequence number is for, until it is done."""
+    """The stream job of `request` on `daemon`. given: what the item of each sequence number is for, until it is done.
+
+    advanced: when it last advanced, or got something to do (monotonic). leaving: whether we cancelled it because it does not, at `left`.
+    """
 
     def __init__(self, daemon: StreamDaemon, request: jobs_pb2.StartRequest, news: queue.SimpleQueue[News]) -> None:
         self.daemon, self.term = daemon, request.term
         self.given: dict[int, Any] = {}
+        self.advanced, self.counter, self.reported = time.monotonic(), 0, False
+        self.leaving, self.left = False, 0.0
         self._news, self._pushed = news, 0
         reach("job.start.before")
         self.job_id = daemon.start(request).job_id
@@ -48,6 +57,8 @@ class Feed:
 
     def push(self, item: jobs_pb2.Item, purpose: Any) -> None:
         """Give the job its next item."""
+        if not self.given:
+            self.advanced = time.monotonic()
         self._pushed += 1
         self.given[self._pushed] = purpose
         reach("stream.push.before")
@@ -63,13 +74,22 @@ class Feed:
         with contextlib.suppress(RepSearchError):
             self.daemon.cancel(self.job_id, self.term)
 
+    def leave(self) -> None:
+        """Cancel the job, without waiting: its daemon may not answer."""
+        self.leaving, self.left = True, time.monotonic()
+        threading.Thread(target=self.cancel, name=f"cancel {self.daemon.address}", daemon=True).start()
+
     def _follow(self) -> None:
         final = None
         try:
             for event in self.daemon.watch(self.job_id):
                 if event.WhichOneof("kind") == "state":
                     final = event.state
+                elif event.WhichOneof("kind") == "heartbeat":
+                    if event.heartbeat.counter != self.counter:
+                        self.counter, self.advanced = event.heartbeat.counter, time.monotonic()
                 elif event.WhichOneof("kind") == "item_done":
+                    self.advanced = time.monotonic()
                     self._news.put(News(self, time.monotonic(), event=event))
             self._news.put(News(self, time.monotonic(), final=final))
         except BaseException as error:

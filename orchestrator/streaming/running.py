@@ -10,18 +10,23 @@ import queue
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
 from orchestrator import interrupts
+from orchestrator.attempts import TakenOverError, failure_of
+from orchestrator.control import stopped
+from orchestrator.patience import TICK_S, Patience, await_back
 from orchestrator.policies import RoundPlan, RoundPolicy, StreamPlan, reason_of
 from orchestrator.report import RoundReport
-from orchestrator.scheduling import MAX_FAILURES, failure_of
+from orchestrator.scheduling import MAX_FAILURES
 from orchestrator.searching import initial_network
 from orchestrator.streaming.committing import Committer
 from orchestrator.streaming.feeds import Feed, News, StreamDaemon
 from orchestrator.streaming.rounds import Given, Learned, Searched, report_of
 from orchestrator.streaming.schedule import Schedule
+from orchestrator.streaming.tending import look, waits
 from orchestrator.work import Work, as_message
 from repsearch.archives import archive_reach
 from repsearch.errors import DaemonError, JobError
@@ -57,6 +62,8 @@ def stream_rounds(work: Work, policy: RoundPolicy, plan: RoundPlan) -> list[Roun
                 if failures >= MAX_FAILURES:
                     raise failed.error from None
                 work.display.message(f"{failed.error}; going on from round {begun}")
+                learner, oversight = work.fleet.learner, work.oversight("learner")
+                await_back(learner, Patience(oversight, "learner", [learner], running.tell), f"round {begun}")
             attempt = running.attempt + 1
             committer.wait()
         committer.forget()
@@ -90,10 +97,12 @@ class Stream:
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._searchers: list[Feed] = []
         self._learner: Feed
-        self._lost: list[str] = []
+        self._searching, self._learning = work.oversight("searcher"), work.oversight("learner")
+        self._patience = Patience(self._searching, "searcher", work.fleet.searchers, self.tell)
+        self._state_round = begin - 1
         self._failures = 0
         self._learned_at = self._state_at = time.monotonic()
-        self._shown_at = 0.0
+        self._shown_at = self._looked_at = 0.0
         self._accuracy = ""
 
     def run(self) -> None:
@@ -103,15 +112,12 @@ class Stream:
         # By default a thread that has news waits 5 ms for one that computes, such as the thread that commits.
         sys.setswitchinterval(SWITCH_S)
         try:
-            for daemon in self._work.fleet.searchers:
-                self._start_searcher(cast(StreamDaemon, daemon))
-            self._require_searcher("the windows to come")
-            while self._schedule.learned + 1 < self._end and not self._ended:
-                self._hand_out()
-                with interrupts.waiting():
-                    news = self._news.get()
-                self._handle(news)
-                self._committer.check()
+            with self._searching.roster.listening(lambda daemon: self._news.put(News(None, time.monotonic(), back=daemon))):
+                for daemon in self._work.fleet.searchers:
+                    if not self._searching.roster.is_lost(daemon):
+                        self._start_searcher(cast(StreamDaemon, daemon))
+                while self._schedule.learned + 1 < self._end and not self._ended:
+                    self._step()
             for feed in (*self._searchers, self._learner):
                 # Where a policy ends the run early, windows that nobody will learn are under way.
                 feed.cancel() if self._ended else feed.finish()
@@ -121,6 +127,58 @@ class Stream:
             raise
         finally:
             sys.setswitchinterval(interval)
+            self._searching.waits([])
+
+    def tell(self, event: str, text: str) -> None:
+        """Tell people and the journal what goes wrong, or is waited for."""
+        self._work.display.message(text)
+        self._work.log.incident(event, text)
+
+    def _step(self) -> None:
+        """Hand out what may be handed out, act on one piece of news, and look now and then at what stands still."""
+        if not self._held():
+            self._hand_out()
+            self._require_searcher()
+        with interrupts.waiting(), suppress(queue.Empty):
+            self._handle(self._news.get(timeout=TICK_S))
+        self._committer.check()
+        if time.monotonic() - self._looked_at >= TICK_S:
+            self._looked_at = time.monotonic()
+            self._look()
+
+    def _held(self) -> bool:
+        """Whether no window is to be handed out because people asked for that; raises `StoppedError` when all is committed and to stop.
+
+        What was learned since the last commit is committed with one more window, if none is under way.
+        """
+        wanted = self._searching.wanted()
+        if not wanted:
+            return False
+        self._patience.over()
+        if self._learner.given or self._searched or any(feed.given for feed in self._searchers):
+            return True
+        if self._state_round < self._schedule.learned and self._searchers:
+            self._hand_out(1)
+            return True
+        self._committer.wait()
+        if wanted == "stop":
+            raise stopped()
+        return True
+
+    def _look(self) -> None:
+        for feed, error in look(self._searchers, self._searching.bounds, _what, self.tell):
+            self._lose(feed, error)
+        for _, error in look([self._learner], self._learning.bounds, self._what_is_learned, self.tell):
+            self._learner_lost(error)
+        waiting = [
+            *waits(self._searchers, self._searching.bounds, _what),
+            *waits([self._learner], self._learning.bounds, self._what_is_learned),
+            *self._patience.waits("the windows to come"),
+        ]
+        self._searching.waits(waiting)
+
+    def _what_is_learned(self, feed: Feed) -> str:
+        return f"learning of round {self._schedule.learned + 1}"
 
     @property
     def _may_end(self) -> bool:
@@ -139,13 +197,11 @@ class Stream:
         try:
             self._searchers.append(Feed(daemon, request, self._news))
         except DaemonError as error:
-            self._note_lost(error)
+            self._searching.roster.lose(daemon, str(error))
 
-    def _hand_out(self) -> None:
-        """Give every searcher that is free a window, if one may be searched now."""
-        for feed in list(self._searchers):
-            if feed.given:
-                continue
+    def _hand_out(self, most: int = sys.maxsize) -> None:
+        """Give every searcher that is free a window, if one may be searched now; `most` windows in all."""
+        for feed in [feed for feed in self._searchers if not feed.given][:most]:
             round = self._schedule.take()
             if round is None:
                 return
@@ -180,6 +236,11 @@ class Stream:
         return [] if before is None else [jobs_pb2.Reference(**shard) for shard in self._reports[before].shards]
 
     def _handle(self, news: News) -> None:
+        if news.back is not None:
+            if news.back is not self._learner.daemon and all(feed.daemon is not news.back for feed in self._searchers):
+                self._start_searcher(cast(StreamDaemon, news.back))
+            return
+        assert news.feed is not None
         if news.feed is not self._learner and news.feed not in self._searchers:
             return  # lost already
         if news.event is not None:
@@ -204,8 +265,9 @@ class Stream:
         _, network, state = layout.stream_paths(round, self.attempt)
         due = time.monotonic() - self._state_at >= self._plan.commit_seconds and not self._committer.busy
         # A policy may end the run after any round that is measured.
-        commits = due or round + 1 == self._end or (self._may_end and self._work.evaluated(round))
+        commits = due or round + 1 == self._end or (self._may_end and self._work.evaluated(round)) or bool(self._searching.wanted())
         if commits:
+            self._state_round = round
             self._state_at = time.monotonic()
         return jobs_pb2.LearnSpec(
             round=round,
@@ -239,18 +301,28 @@ class Stream:
             self._work.display.update(searched.given.round + 1, self._accuracy)
 
     def _learner_ended(self, news: News) -> None:
+        assert news.feed is not None
+        if isinstance(news.error, TakenOverError):
+            raise JobError(str(news.error))
         if isinstance(news.error, DaemonError):
-            raise JobError(f"no learner daemon is left for round {self._schedule.learned + 1}:\n  {news.error}")
+            self._learner_lost(news.error)
         if news.error is not None:
             raise news.error
         assert news.final is not None
         error = failure_of(f"learning of round {self._schedule.learned + 1}", news.feed.daemon, news.final)
         # JobError stands for a crashed process or an exception in a plug-in; every other kind names a lasting cause.
-        if type(error) is JobError and news.final.state == jobs_pb2.JOB_STATE_FAILED:
+        if type(error) is JobError and (news.final.state == jobs_pb2.JOB_STATE_FAILED or news.feed.leaving):
             raise LearnerFailed(error)
         raise error
 
+    def _learner_lost(self, error: DaemonError) -> None:
+        self._learning.roster.lose(self._work.fleet.learner, str(error))
+        raise LearnerFailed(JobError(f"no learner daemon is left for round {self._schedule.learned + 1}:\n  {error}"))
+
     def _searcher_ended(self, news: News) -> None:
+        assert news.feed is not None
+        if isinstance(news.error, TakenOverError):
+            raise JobError(str(news.error))
         if isinstance(news.error, DaemonError):
             self._lose(news.feed, news.error)
             return
@@ -264,20 +336,17 @@ class Stream:
         self._take_back(news.feed, str(error))
         # One that is stopping, or is another orchestrator's by now, refuses and is lost.
         self._start_searcher(news.feed.daemon)
-        self._require_searcher(_what(news.feed))
 
     def _lose(self, feed: Feed, error: DaemonError) -> None:
-        self._note_lost(error)
+        self._searching.roster.lose(feed.daemon, str(error))
         self._take_back(feed, str(error))
-        self._require_searcher(_what(feed))
 
-    def _require_searcher(self, what: str) -> None:
-        if not self._searchers:
-            reasons = "".join(f"\n  {reason}" for reason in self._lost)
-            raise JobError(f"no searcher daemon is left for {what}:{reasons}")
-
-    def _note_lost(self, error: DaemonError) -> None:
-        self._lost.append(str(error))
+    def _require_searcher(self) -> None:
+        if self._searchers:
+            self._patience.over()
+        else:
+            again = self._schedule.again
+            self._patience.require(f"the window of round {again[0]}" if again else "the windows to come")
 
     def _take_back(self, feed: Feed, why: str) -> None:
         """Give the windows of a feed that is no more to others; what it may still write has another number."""

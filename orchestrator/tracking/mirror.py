@@ -95,6 +95,8 @@ class Mirror:
             "stream_progress": self._stream_progress,
             "round_finished": self._round_finished,
             "network_ready": lambda record: None,
+            "incident": lambda record: None,
+            "shard_size": lambda record: None,
             "analysis_ready": self._analysis_ready,
             "run_finished": self._run_finished,
         }
