@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import cast
+from typing import NoReturn, cast
 
 from orchestrator import interrupts
 from orchestrator.attempts import TakenOverError, failure_of
@@ -120,7 +120,9 @@ class Stream:
                     self._step()
             for feed in (*self._searchers, self._learner):
                 # Where a policy ends the run early, windows that nobody will learn are under way.
-                feed.cancel() if self._ended else feed.finish()
+                # One that does not answer any more owes us nothing.
+                with suppress(DaemonError):
+                    feed.cancel() if self._ended else feed.finish()
         except BaseException:
             for feed in (*self._searchers, self._learner):
                 feed.cancel()
@@ -189,7 +191,10 @@ class Stream:
         work = self._work
         spec = jobs_pb2.StreamLearnSpec(state=as_message(self._state) if self._state is not None else None)
         daemon = cast(StreamDaemon, work.fleet.learner)
-        return Feed(daemon, work.request(daemon, "stream", self._to_learn, self.attempt, stream_learn=spec), self._news)
+        try:
+            return Feed(daemon, work.request(daemon, "stream", self._to_learn, self.attempt, stream_learn=spec), self._news)
+        except DaemonError as error:
+            self._learner_lost(error)
 
     def _start_searcher(self, daemon: StreamDaemon) -> None:
         spec = jobs_pb2.StreamSearchSpec()
@@ -257,7 +262,10 @@ class Stream:
     def _window_searched(self, given: Given, done: jobs_pb2.ItemDone, now: float) -> None:
         self._searched[given.round] = Searched(given=given, done=done, relay_s=now - given.time - done.inside)
         while (searched := self._searched.pop(self._to_learn, None)) is not None:
-            self._learner.push(jobs_pb2.Item(learn=self._learn_spec(searched)), (searched, time.monotonic()))
+            try:
+                self._learner.push(jobs_pb2.Item(learn=self._learn_spec(searched)), (searched, time.monotonic()))
+            except DaemonError as error:
+                self._learner_lost(error)
             self._to_learn += 1
 
     def _learn_spec(self, searched: Searched) -> jobs_pb2.LearnSpec:
@@ -302,8 +310,6 @@ class Stream:
 
     def _learner_ended(self, news: News) -> None:
         assert news.feed is not None
-        if isinstance(news.error, TakenOverError):
-            raise JobError(str(news.error))
         if isinstance(news.error, DaemonError):
             self._learner_lost(news.error)
         if news.error is not None:
@@ -315,14 +321,14 @@ class Stream:
             raise LearnerFailed(error)
         raise error
 
-    def _learner_lost(self, error: DaemonError) -> None:
+    def _learner_lost(self, error: DaemonError) -> NoReturn:
+        if isinstance(error, TakenOverError):
+            raise JobError(str(error))
         self._learning.roster.lose(self._work.fleet.learner, str(error))
         raise LearnerFailed(JobError(f"no learner daemon is left for round {self._schedule.learned + 1}:\n  {error}"))
 
     def _searcher_ended(self, news: News) -> None:
         assert news.feed is not None
-        if isinstance(news.error, TakenOverError):
-            raise JobError(str(news.error))
         if isinstance(news.error, DaemonError):
             self._lose(news.feed, news.error)
             return
@@ -338,6 +344,8 @@ class Stream:
         self._start_searcher(news.feed.daemon)
 
     def _lose(self, feed: Feed, error: DaemonError) -> None:
+        if isinstance(error, TakenOverError):
+            raise JobError(str(error))
         self._searching.roster.lose(feed.daemon, str(error))
         self._take_back(feed, str(error))
 
