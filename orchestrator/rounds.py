@@ -19,10 +19,24 @@ from orchestrator.work import Work, document_there
 from repsearch.archives import archive_reach
 from repsearch.failpoints import reach
 from store import Reference, Store, layout
+from store.verification import named_groups
 
 
 def run_rounds(work: Work) -> list[RoundReport]:
-    """Return the reports of all rounds that the policy plans, done now or before."""
+    """Return the reports of all rounds that the policy plans, done now or before; what killed writers left is removed."""
+    if work.run.term > 1:
+        _sweep(work)
+    reports = _run_rounds(work)
+    _sweep(work)
+    return reports
+
+
+def _sweep(work: Work) -> None:
+    # A writer of an earlier term that is still at work fails then; nobody waits for what it writes.
+    work.store.sweep(lambda: named_groups(work.store))
+
+
+def _run_rounds(work: Work) -> list[RoundReport]:
     policy, reports = make_policy(work.run.config), list[RoundReport]()
     initial: Reference | None = None
     while (plan := policy.next(reports, work.run.config)) is not None:

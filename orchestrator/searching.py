@@ -90,6 +90,11 @@ def search_round(work: Work, plan: RoundPlan, network: Reference | None) -> Sear
     path = layout.round_document(plan.round)
     if document_there(work.store, path):
         record = load_search(work.store, plan.round)
+        if record.run_id != work.run.run_id:
+            raise StoreError(
+                f"{path}: is of another run ({record.run_id}, this one is {work.run.run_id}); remove {layout.round_folder(plan.round)}, "
+                "which somebody put there, and resume"
+            )
     else:
         record = _search(work, plan, network)
         reach("round.search.before")

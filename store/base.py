@@ -6,7 +6,7 @@ Every failure is a `StoreError` that names the path; numbers that cannot be stor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -103,6 +103,12 @@ class Store(RepresentationStore, DocumentStore, Protocol):
         """Return the same store, whose groups are whole but perhaps not on the disk when they are committed, or deleted.
 
         A power failure may damage them, which their digests show; a killed process does them no harm.
+        """
+
+    def sweep(self, named: Callable[[], Collection[str]]) -> list[str]:
+        """Remove what killed writers left: temporary files, and groups without a manifest; return those groups, sorted.
+
+        A group that `named` returns, asked only if there is one to remove, is left as it is: that it has no manifest is damage.
         """
 
     def settle(self, paths: Sequence[str]) -> None:

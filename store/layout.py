@@ -97,8 +97,8 @@ def report_document(round: int) -> str:
 
 
 PRUNED_DOCUMENT = "pruned.json"
-GROUPS = ("rounds/*/network/*", "rounds/*/epochs/*", "rounds/*/search/*", "checkpoints/*/*", "states/*/*", "stream/*/*")
-"""Patterns of the folders of groups."""
+GROUP_ROOTS = (ROUNDS_FOLDER, STREAM_FOLDER, "checkpoints", "states")
+"""Folders that hold all groups."""
 SEGMENTS_FOLDER = "stream/segments"
 STATES_FOLDER = "stream/states"
 STREAM_FOLDERS = ("stream/targets", "stream/networks", STATES_FOLDER)

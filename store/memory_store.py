@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class MemoryStore:
     def relaxed(self) -> MemoryStore:
         """Return the store itself."""
         return self
+
+    def sweep(self, named: Callable[[], Collection[str]]) -> list[str]:
+        """Do nothing: what was not committed went with its writer."""
+        return []
 
     def settle(self, paths: Sequence[str]) -> None:
         """Do nothing: there is no disk."""

@@ -113,6 +113,17 @@ def _expected(path: str, documents: Mapping[str, Any]) -> bool:
     return round >= int(documents.get(layout.PRUNED_DOCUMENT, {"before": 0})["before"])
 
 
+def named_groups(store: Store) -> set[str]:
+    """Return the paths of all groups that a document of the run names; raises `StoreError` if one cannot be read."""
+    documents = (store.read_document(path) for path in _expected_documents(store) if path in _there(store, path))
+    return {reference.path for document in documents for reference in references_in(document)}
+
+
+def _there(store: Store, path: str) -> list[str]:
+    folder, _, name = path.rpartition("/")
+    return [path] if name in store.documents(folder) else []
+
+
 def references_in(document: Any) -> Iterator[Reference]:
     """Yield every reference in a document: each table with a path and a digest, at any depth."""
     if isinstance(document, dict):

@@ -12,7 +12,7 @@ One writer per path: two at once may spoil each other's uncommitted files, which
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from repsearch.errors import StoreError
 from repsearch.failpoints import reach
-from store import documents, files, formats, manifest, packed
+from store import documents, files, formats, leftovers, manifest, packed
 from store.access import Files
 from store.base import GroupWriter, Reference
 from store.files import failures
@@ -41,6 +41,16 @@ class ZarrStore:
     def relaxed(self) -> ZarrStore:
         """Return the same store without waiting for the disk, as `Store.relaxed` says."""
         return ZarrStore(self._files, chunk_mb=self._chunk_mb, durable=False, late=self._late)
+
+    def sweep(self, named: Callable[[], Collection[str]]) -> list[str]:
+        """Remove what killed writers left, as `Store.sweep` says."""
+        with failures(f"{self._files}: cannot be swept"):
+            groups = leftovers.remove_temporary(self._files, durable=self._durable)
+            named_ones = named() if groups else ()
+            groups = [group for group in groups if group not in named_ones]
+        for group in groups:
+            self.delete(group)
+        return groups
 
     def settle(self, paths: Sequence[str]) -> None:
         """Flush groups to the disk, as `Store.settle` says."""

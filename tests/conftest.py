@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.failpoint_runs import Bench
     from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Daemons and orchestrators that start at once, for tests that need dozens of runs."""
+    from tests.failpoint_runs import Bench
+
+    with Bench(tmp_path_factory.mktemp("bench") / "runs", proxied=True) as bench:
+        yield bench
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class DaemonProcess:
-    """A daemon of `tests.serving_daemon`; `address` is what it announced."""
+    """A daemon of `tests.serving_daemon`, or of `module`; `address` is what it announced.
 
-    def __init__(self, store: Path, *arguments: str, service: str = "searcher", module: str = "tests.serving_daemon") -> None:
-        self.service, self.store, self.log_path = service, store, store.parent / f"{store.name}.log"
+    warm: configuration of a run that is served, for a daemon whose compute processes start at once (`tests.warm_daemon`).
+    """
+
+    def __init__(
+        self, store: Path, *arguments: str, service: str = "searcher", module: str = "tests.serving_daemon", warm: Path | None = None
+    ) -> None:
+        self.service, self.store, self.log_path = service, store, store.parent / f"{store.name}-{service}.log"
         command = [sys.executable, "-m", module, *([service] if module == "tests.serving_daemon" else []), "serve"]
+        if warm is not None:
+            command = [sys.executable, "-m", "tests.warm_daemon", str(warm), service, "serve"]
         options = ["--listen", "127.0.0.1:0", "--store", str(store), *arguments]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

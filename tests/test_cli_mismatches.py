@@ -40,6 +40,7 @@ def refused(folder: Path, *settings: str) -> tuple[int, str]:
         return code, process.text()
 
 
+@pytest.mark.fault(17, 30)
 @pytest.mark.parametrize(
     ("patch", "message"),
     [
@@ -55,6 +56,7 @@ def test_another_version_is_refused(patch: str, message: str, tmp_path: Path) ->
     assert "install the same version on both" in output
 
 
+@pytest.mark.fault(17)
 def test_other_data_are_refused(tmp_path: Path) -> None:
     """The same relative `root` is another folder for a searcher that was started elsewhere."""
     here, there = tmp_path, tmp_path / "there"
@@ -71,6 +73,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     assert "give both the same files" in output
 
 
+@pytest.mark.fault(10)
 def test_a_fitness_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     arguments = ["run", str(write_config(tmp_path)), "--set", "search.input_noise=3e38"]
     with orchestrator(*arguments, folder=tmp_path) as process:

@@ -32,6 +32,7 @@ def proxy(target: str) -> Iterator[Proxy]:
         between.close()
 
 
+@pytest.mark.fault(16)
 def test_watch_goes_on_after_cuts_without_gap_or_double(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, proxy(server.address) as between, DaemonClient(between.address, "searcher") as client:
         client.connect()
@@ -47,6 +48,7 @@ def test_watch_goes_on_after_cuts_without_gap_or_double(tmp_path: Path) -> None:
         assert kept[-1].state.state == jobs_pb2.JOB_STATE_SUCCEEDED
 
 
+@pytest.mark.fault(13)
 def test_start_whose_answer_is_lost_starts_one_job(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, proxy(server.address) as between, DaemonClient(between.address, "searcher") as client:
         client.connect()
@@ -66,6 +68,7 @@ def test_nothing_listening_is_an_error_with_address_and_hint() -> None:
     assert "searcher at 127.0.0.1:1: unavailable" in str(error.value) and "is it running" in str(error.value)
 
 
+@pytest.mark.fault(15)
 def test_peer_that_never_answers_is_an_error(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, proxy(server.address) as between:
         between.forwarding = False
@@ -126,6 +129,7 @@ def test_other_versions_are_refused(info: jobs_pb2.Info, words: str) -> None:
         server.stop(0).wait()
 
 
+@pytest.mark.fault(1)
 def test_killed_daemon_ends_watch_and_calls(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, server.client(retry_s=1.0) as client:
         job = client.start(request(do="hold"))
@@ -138,6 +142,7 @@ def test_killed_daemon_ends_watch_and_calls(tmp_path: Path) -> None:
             client.get(job.job_id)
 
 
+@pytest.mark.fault(9)
 def test_daemon_started_anew_is_noticed(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, server.client() as client:
         job = client.start(request(do="hold"))
@@ -154,6 +159,7 @@ def test_daemon_started_anew_is_noticed(tmp_path: Path) -> None:
             assert finish(client, client.start(request("third")).job_id).state == jobs_pb2.JOB_STATE_SUCCEEDED
 
 
+@pytest.mark.fault(15)
 def test_stopped_daemon_is_noticed_within_20_seconds(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, server.client() as client:
         job = client.start(request(do="hold"))

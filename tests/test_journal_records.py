@@ -53,6 +53,7 @@ def test_a_point_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> 
     assert read_journal(tmp_path) == []
 
 
+@pytest.mark.fault(27)
 def test_a_file_cut_at_any_byte_keeps_its_whole_lines_and_can_be_continued(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         learn(journal, 0, epochs=1)
@@ -100,6 +101,7 @@ def test_a_reader_sees_each_record_once_while_the_file_grows(tmp_path: Path) -> 
         assert reader.read() == []
 
 
+@pytest.mark.fault(22)
 def test_a_full_disk_is_a_clear_error_and_leaves_whole_lines(tmp_path: Path) -> None:
     code = f"""
 import resource, signal

@@ -99,6 +99,7 @@ def test_the_newest_stay_and_the_rest_go() -> None:
     assert store.committed(FOLDER) == ["a01-e0004", "a02-e0005"]
 
 
+@pytest.mark.fault(14)
 def test_a_fenced_learner_leaves_its_successors_checkpoints_alone() -> None:
     store = MemoryStore()
     stale = checkpoints_of(store, attempt=1, keep=1)
@@ -108,6 +109,7 @@ def test_a_fenced_learner_leaves_its_successors_checkpoints_alone() -> None:
     assert store.committed(FOLDER) == ["a01-e0002", "a02-e0003"]
 
 
+@pytest.mark.fault(3, 21)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = checkpoints_of(ZarrStore(tmp_path))
     for epoch in (1, 2):

@@ -76,6 +76,7 @@ def test_check_refuses_what_does_not_fit(tmp_path: Path, sections: dict[str, Any
         run_job(request_for(digits_config(**sections), check=jobs_pb2.CheckSpec()), Recorder(store_root=tmp_path))
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -236,6 +237,7 @@ run_job(request, Printing(store_root=Path(sys.argv[1])))
 """
 
 
+@pytest.mark.fault(3)
 @pytest.mark.timeout(120)
 def test_a_learner_killed_in_a_random_epoch_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     epochs, rng = 16, random.Random(time.time_ns())

@@ -33,6 +33,7 @@ def same(reference: Path, other: Path) -> bool:
     return arrays and learned(reference) == learned(other)
 
 
+@pytest.mark.fault(31)
 def test_two_searcher_daemons_and_other_shards_give_the_same_bits(reference: Path, tmp_path: Path) -> None:
     """The form of two hosts: daemons at addresses, one store root; shards that do not fit the tiles."""
     runs = tmp_path / "runs"

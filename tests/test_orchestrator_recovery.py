@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ...
     return learned(folder / "runs/tiny-1")
 
 
+@pytest.mark.fault(1, 3, 4)
 @pytest.mark.slow
 def test_killed_one_after_the_other(tmp_path: Path, undisturbed: list[tuple[str, ...]]) -> None:
     run = tmp_path / "runs/tiny-1"
@@ -62,6 +63,7 @@ def test_killed_one_after_the_other(tmp_path: Path, undisturbed: list[tuple[str,
     check_whole(run, undisturbed)
 
 
+@pytest.mark.fault(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("moments", [(FIRST_SHARD, CHECKPOINT), (TARGETS, LATER_SHARD), (LATER_CHECKPOINT,)])
 def test_killed_orchestrator(tmp_path: Path, undisturbed: list[tuple[str, ...]], moments: tuple[str, ...]) -> None:
@@ -79,6 +81,7 @@ def test_killed_orchestrator(tmp_path: Path, undisturbed: list[tuple[str, ...]],
     check_whole(run, undisturbed)
 
 
+@pytest.mark.fault(1, 3)
 @pytest.mark.slow
 @pytest.mark.parametrize(("service", "moment"), [("searcher", FIRST_SHARD), ("learner", CHECKPOINT)])
 def test_killed_daemon(tmp_path: Path, undisturbed: list[tuple[str, ...]], service: str, moment: str) -> None:

@@ -209,6 +209,7 @@ def test_a_finished_run_does_nothing_again(setting: Setting) -> None:
     assert len(read_journal(setting.run.folder)) == records
 
 
+@pytest.mark.fault(2)
 def test_a_crash_before_the_report_keeps_what_was_learned(setting: Setting) -> None:
     reports = setting.open()
     setting.copy_without(layout.report_document(1))
@@ -218,6 +219,7 @@ def test_a_crash_before_the_report_keeps_what_was_learned(setting: Setting) -> N
     assert again[1].metrics["seconds/learn"] == 1.5
 
 
+@pytest.mark.fault(2)
 def test_a_crash_before_the_commit_of_the_search_keeps_its_shards(setting: Setting) -> None:
     setting.open()
     setting.copy_without(layout.round_document(1), layout.report_document(1))
@@ -229,6 +231,7 @@ def test_a_crash_before_the_commit_of_the_search_keeps_its_shards(setting: Setti
     assert again[1].metrics["seconds/search"] >= 1.0
 
 
+@pytest.mark.fault(25)
 def test_shards_searched_on_other_data_or_settings_are_not_accepted(setting: Setting) -> None:
     setting.open()
     setting.copy_without(layout.round_document(1), layout.report_document(1))

@@ -103,6 +103,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.fault(8)
 def test_a_used_run_is_refused(finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["orchestrator", "resume", str(finished[0])])
     journal = finished[0] / "journal.jsonl"
@@ -136,6 +137,7 @@ def test_status_tells_the_pace_of_learning_and_the_time_left(finished: tuple[Pat
         assert status_of(finished[0])["examples_per_second"] is None
 
 
+@pytest.mark.fault(10)
 def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     arguments = ["run", str(write_config(tmp_path)), "--set", "learn.optimiser.lr=1e30"]
     with orchestrator(*arguments, folder=tmp_path) as process:

@@ -88,6 +88,7 @@ def test_progress_and_points_reach_the_caller() -> None:
     assert points == [("loss", 1, 0.5)] * 2
 
 
+@pytest.mark.fault(1)
 def test_a_lost_daemons_task_goes_to_another_as_a_new_attempt() -> None:
     lost, other = FakeDaemon("a", vanish), FakeDaemon("b", succeed)
     messages: list[str] = []
@@ -99,12 +100,14 @@ def test_a_lost_daemons_task_goes_to_another_as_a_new_attempt() -> None:
     assert "connection lost" in messages[0]
 
 
+@pytest.mark.fault(12)
 def test_no_daemon_left_names_the_work_and_the_reasons() -> None:
     daemons = [FakeDaemon("a", vanish), FakeDaemon("b", vanish)]
     with pytest.raises(JobError, match=r"no searcher daemon is left for shard(.|\n)*connection lost"):
         run_tasks(tasks(3), daemons, Hooks(), service="searcher")
 
 
+@pytest.mark.fault(10)
 def test_a_crashing_job_is_tried_a_limited_number_of_times() -> None:
     daemon = FakeDaemon("a", fail("Crash"))
     with pytest.raises(JobError, match="shard 0, on a: Crash: it broke"):
@@ -112,6 +115,7 @@ def test_a_crashing_job_is_tried_a_limited_number_of_times() -> None:
     assert daemon.started == [f"0/{attempt}" for attempt in range(1, MAX_FAILURES + 1)]
 
 
+@pytest.mark.fault(10)
 def test_a_lasting_fault_is_not_tried_again() -> None:
     daemon = FakeDaemon("a", fail("NumericalError"))
     with pytest.raises(NumericalError, match="shard 0, on a: it broke"):

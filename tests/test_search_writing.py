@@ -118,6 +118,7 @@ def test_pieces_wait_rather_than_fill_the_memory() -> None:
     assert waited.is_set()
 
 
+@pytest.mark.fault(22)
 def test_a_full_disk_fails_the_job_and_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = job(tmp_path)
 

@@ -32,6 +32,7 @@ def started(store: Path, run: str = "run") -> int:
     return int(path.read_text())
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("config", [{"do": "busy"}, {"do": "gil", "seconds": 4}])
 def test_health_answers_within_a_second_while_computing(tmp_path: Path, config: dict) -> None:
     with daemon(tmp_path / "store") as server, server.client() as client, grpc.insecure_channel(server.address) as channel:
@@ -48,6 +49,7 @@ def test_health_answers_within_a_second_while_computing(tmp_path: Path, config: 
         assert finish(client, job.job_id).state in (jobs_pb2.JOB_STATE_CANCELLED, jobs_pb2.JOB_STATE_SUCCEEDED)
 
 
+@pytest.mark.fault(19)
 def test_health_and_calls_find_a_thread_when_all_streams_are_open(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server, server.client() as client, grpc.insecure_channel(server.address) as channel:
         job = client.start(request(do="hold"))
@@ -84,6 +86,7 @@ def test_reflection_lists_the_service(tmp_path: Path) -> None:
         assert health(channel, NAMES["learner"]) == SERVING
 
 
+@pytest.mark.fault(5)
 def test_sigterm_lets_the_running_job_finish(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with daemon(store) as server, server.client() as client, grpc.insecure_channel(server.address) as channel:
@@ -104,6 +107,7 @@ def test_sigterm_lets_the_running_job_finish(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.fault(5)
 def test_sigterm_cancels_the_job_after_the_grace_time(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with daemon(store, "--grace", "0.3") as server, server.client() as client:
@@ -123,6 +127,7 @@ def test_idle_daemon_stops_on_a_signal(tmp_path: Path, number: int) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.fault(5)
 def test_second_sigterm_stops_at_once(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with daemon(store) as server, server.client() as client:
@@ -140,6 +145,7 @@ def test_second_sigterm_stops_at_once(tmp_path: Path) -> None:
         assert not alive(child)
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("config", [{"do": "hold"}, {"do": "gil", "seconds": 60}])
 def test_compute_process_dies_with_its_daemon(tmp_path: Path, config: dict) -> None:
     store = tmp_path / "store"
@@ -162,6 +168,7 @@ def test_daemon_ends_with_stdin(tmp_path: Path) -> None:
         assert not alive(child)
 
 
+@pytest.mark.fault(20)
 def test_job_that_ignores_its_cancellation_is_ended(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with daemon(store) as server, server.client() as client:

@@ -64,6 +64,7 @@ def test_job_runs_with_its_context_and_leaves_its_result(client: DaemonClient, s
     assert client.get(job.job_id) == job
 
 
+@pytest.mark.fault(13)
 def test_start_is_idempotent_also_concurrently(client: DaemonClient) -> None:
     with ThreadPoolExecutor(8) as pool:
         jobs = list(pool.map(client.start, [request("same", do="pid")] * 16))
@@ -130,6 +131,7 @@ def test_cancel_waiting_and_running(client: DaemonClient, store: Path) -> None:
     assert client.cancel(running.job_id, 1) == job
 
 
+@pytest.mark.fault(14)
 def test_higher_term_cancels_older_jobs_and_lower_is_refused(client: DaemonClient, store: Path) -> None:
     other = client.start(request("other", run="other-run", do="succeed"))
     running = held(client, store, "fenced")
@@ -153,6 +155,7 @@ def test_queue_has_a_limit(client: DaemonClient, store: Path) -> None:
     assert [finish(client, job.job_id).state for job in (running, *waiting)] == [jobs_pb2.JOB_STATE_SUCCEEDED] * (QUEUE_LIMIT + 1)
 
 
+@pytest.mark.fault(10)
 def test_our_errors_come_without_traceback_and_others_with(client: DaemonClient) -> None:
     ours = finish(client, client.start(request("refuse", do="refuse")).job_id)
     assert ours.state == jobs_pb2.JOB_STATE_FAILED
@@ -170,6 +173,7 @@ def test_points_of_a_job_are_bounded(client: DaemonClient) -> None:
     assert job.failure.kind == "JobError" and "more than 100000 points" in job.failure.message
 
 
+@pytest.mark.fault(11)
 def test_crash_of_the_compute_process_fails_the_job_alone(client: DaemonClient) -> None:
     crashed = client.start(request("crash", do="crash"))
     following = client.start(request("following", do="succeed"))
@@ -197,6 +201,7 @@ def learn() -> jobs_pb2.StartRequest:
     return message
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     ("message", "words"),
     [
@@ -261,6 +266,7 @@ def item(round: int, path: str = "out") -> jobs_pb2.Item:
     return jobs_pb2.Item(search=jobs_pb2.SearchSpec(round=round, output_path=path, network=jobs_pb2.Reference(path="in")))
 
 
+@pytest.mark.fault(13)
 def test_items_are_taken_once_and_in_order(client: DaemonClient) -> None:
     job = stream(client, "fed")
     for sequence, round in ((1, 7), (1, 7), (2, 5), (1, 9), (3, 6)):
@@ -288,6 +294,7 @@ def test_items_that_a_job_must_not_have_are_refused(client: DaemonClient) -> Non
     assert finish(client, job.job_id).state == jobs_pb2.JOB_STATE_CANCELLED
 
 
+@pytest.mark.fault(14)
 def test_a_newer_term_ends_the_stream_of_an_older_one(client: DaemonClient) -> None:
     job = stream(client, "stream-fenced")
     newer = stream(client, "stream-fenced", term=2)

@@ -18,6 +18,7 @@ def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
 
 
+@pytest.mark.fault(8)
 def test_port_in_use_is_refused(tmp_path: Path) -> None:
     with daemon(tmp_path / "store") as server:
         result = refused("--listen", server.address, "--store", str(tmp_path / "other"))
@@ -37,6 +38,7 @@ def test_address_of_another_host_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 5 and "cannot listen on 192.0.2.1:0" in result.stderr
 
 
+@pytest.mark.fault(22)
 def test_store_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for store, words in (

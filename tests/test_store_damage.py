@@ -71,6 +71,7 @@ def folder_instead(file: Path) -> None:
 DAMAGE = [remove, truncate, empty, flip_bit, another_group, folder_instead]
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("damage", [*DAMAGE, leave_partial, another_chunk])
 def test_damaged_chunk(store: ZarrStore, ref: Reference, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(tmp_path / CHUNK)
@@ -82,6 +83,7 @@ def test_damaged_chunk(store: ZarrStore, ref: Reference, tmp_path: Path, damage:
     np.testing.assert_array_equal(store.read(ref, "logits"), ARRAYS["logits"].astype(np.float16))
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("damage", [remove, truncate, empty, flip_bit, folder_instead])
 @pytest.mark.parametrize("name", ["zarr.json", "block0/zarr.json"])
 def test_damaged_metadata(store: ZarrStore, ref: Reference, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
@@ -91,6 +93,7 @@ def test_damaged_metadata(store: ZarrStore, ref: Reference, tmp_path: Path, name
             use()
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("by_path", [False, True])
 def test_damaged_manifest(store: ZarrStore, ref: Reference, tmp_path: Path, by_path: bool, damage: Callable[[Path], None]) -> None:
@@ -116,6 +119,7 @@ def test_every_bit_of_the_manifest_counts(store: ZarrStore, ref: Reference, tmp_
             assert GROUP in str(error)
 
 
+@pytest.mark.fault(21)
 def test_lost_folder(store: ZarrStore, ref: Reference, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / GROUP / "block0")
     with pytest.raises(StoreError, match=f"{GROUP}/block0/zarr.json: cannot be read"):
@@ -125,6 +129,7 @@ def test_lost_folder(store: ZarrStore, ref: Reference, tmp_path: Path) -> None:
         store.read(ref, "block0")
 
 
+@pytest.mark.fault(21)
 def test_zeros_are_on_disk_and_a_lost_one_is_noticed(store: ZarrStore, tmp_path: Path) -> None:
     ref = store.write("g", {"x": np.zeros((9, 10))}, attributes={})
     assert sorted(file.name for file in (tmp_path / "g/x").glob("c.*")) == [f"c.{chunk}.0" for chunk in range(5)]
@@ -134,6 +139,7 @@ def test_zeros_are_on_disk_and_a_lost_one_is_noticed(store: ZarrStore, tmp_path:
         store.read(ref, "x")
 
 
+@pytest.mark.fault(21)
 def test_crash_before_the_manifest(store: ZarrStore, ref: Reference, tmp_path: Path) -> None:
     (tmp_path / GROUP / "MANIFEST.json").unlink()
     (tmp_path / GROUP / "block0/c.5af2.partial").write_bytes(b"half")
@@ -189,6 +195,7 @@ def test_links_that_leave_the_root(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outside.read(ref, "block0"), ARRAYS["block0"])
 
 
+@pytest.mark.fault(27)
 def test_document_truncated_at_every_length(store: ZarrStore, tmp_path: Path) -> None:
     document = {"round": 3, "shards": [{"path": GROUP, "digest": "ab" * 32}], "metrics": {"test/accuracy": 0.95}}
     store.write_document("rounds/00003/round.json", document, create=True)
@@ -232,6 +239,7 @@ else:
 """
 
 
+@pytest.mark.fault(26)
 def test_of_processes_that_create_a_document_one_wins(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _RACE, str(tmp_path)]
     racers = [subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in range(3)]
@@ -268,6 +276,7 @@ for write in (
 """
 
 
+@pytest.mark.fault(22)
 def test_full_disk_is_named_and_spoils_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _NO_ROOM, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
@@ -279,6 +288,7 @@ def test_full_disk_is_named_and_spoils_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*.json.*")] == []
 
 
+@pytest.mark.fault(26)
 def test_of_writers_of_one_path_at_most_one_commits(store: ZarrStore) -> None:
     start = threading.Barrier(4)
     committed: list[Reference] = []
@@ -311,6 +321,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.fault(21)
 def test_killed_while_writing_leaves_whole_groups_only(tmp_path: Path) -> None:
     for kills in range(3):
         root = tmp_path / str(kills)
@@ -336,6 +347,7 @@ def test_name_too_long(store: ZarrStore) -> None:
         store.write_document("a" * 300 + ".json", {}, create=True)
 
 
+@pytest.mark.fault(21, 27)
 def test_a_packed_group_cut_or_altered_anywhere_is_refused(tmp_path: Path) -> None:
     store = ZarrStore(tmp_path, chunk_mb=1e-5).relaxed()
     arrays = {"a": np.arange(12, dtype=np.float32).reshape(6, 2), "b": np.arange(3)}

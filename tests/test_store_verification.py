@@ -38,6 +38,7 @@ def test_whole_run(run: Store) -> None:
     assert verify_run(run) == []
 
 
+@pytest.mark.fault(21)
 def test_every_damage_is_found(run: Store, tmp_path: Path) -> None:
     (tmp_path / "rounds/00000/search/00001-a1/x/c.1.0").unlink()
     (tmp_path / "rounds/00001/network/learned-a1/MANIFEST.json").write_bytes(b"{}")
@@ -85,6 +86,7 @@ def test_lost_round_does_not_hide_the_next(run: Store, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault(30)
 def test_run_document_lost_or_altered(run: Store, tmp_path: Path) -> None:
     file = tmp_path / layout.RUN_DOCUMENT
     file.write_bytes(file.read_bytes().replace(b"5", b"6", 1))

@@ -172,6 +172,7 @@ def test_a_missing_segment_is_found(daemons: Daemons) -> None:
     assert [f"the segment before ends at {second}" in finding["problem"] for finding in verify(run)] == [True]
 
 
+@pytest.mark.fault(4)
 def test_a_killed_orchestrator_goes_on_with_the_same_bits(daemons: Daemons, closed: Path) -> None:
     """The daemons live on with a job of the earlier term, which the resumed run fences."""
     run = daemons.root / "killed"
@@ -192,6 +193,7 @@ def test_a_killed_orchestrator_goes_on_with_the_same_bits(daemons: Daemons, clos
     assert finished == list(range(11))
 
 
+@pytest.mark.fault(1, 5)
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_lost_searcher_gives_its_window_to_another(daemons: Daemons, closed: Path, number: signal.Signals) -> None:
     with daemon(daemons.root, "--grace", "0", module="searcher") as other:
@@ -204,6 +206,7 @@ def test_a_lost_searcher_gives_its_window_to_another(daemons: Daemons, closed: P
     assert learned(daemons.root / number.name) == learned(closed)
 
 
+@pytest.mark.fault(3, 11)
 @pytest.mark.slow
 def test_a_learner_whose_process_dies_goes_on_from_the_last_commit(daemons: Daemons, closed: Path) -> None:
     arguments = ["run", str(daemons.config), "--name", "crashed", "--set", STREAM % (0, 0)]

@@ -73,6 +73,7 @@ def _wait_until_healthy(address: str) -> None:
             threading.Event().wait(0.1)
 
 
+@pytest.mark.fault(28)
 def test_a_closed_port_costs_the_run_nothing_and_is_told_once(tmp_path: Path, expected: dict[str, Any]) -> None:
     messages: list[str] = []
     folder = tmp_path / "run"
@@ -97,6 +98,7 @@ def test_a_closed_port_costs_the_run_nothing_and_is_told_once(tmp_path: Path, ex
     assert results(held(live)) == expected
 
 
+@pytest.mark.fault(28)
 def test_put_returns_at_once_while_the_server_hangs_and_close_keeps_its_bound(tmp_path: Path, expected: dict[str, Any]) -> None:
     messages: list[str] = []
     folder = tmp_path / "run"
@@ -117,6 +119,7 @@ def test_put_returns_at_once_while_the_server_hangs_and_close_keeps_its_bound(tm
     assert results(held(live)) == expected
 
 
+@pytest.mark.fault(28)
 def test_a_hung_server_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
     whole_run(tmp_path / "run")
     code = f"""
@@ -142,6 +145,7 @@ print(time.monotonic())
     assert done.stderr.count("orchestrator sync") == 1
 
 
+@pytest.mark.fault(28)
 def test_a_real_server_holds_the_same_also_when_it_freezes_in_between(
     tmp_path: Path, expected: dict[str, Any], mlflow_server: tuple[str, int]
 ) -> None:
@@ -179,6 +183,7 @@ def test_sync_to_a_real_server_twice(tmp_path: Path, expected: dict[str, Any], m
     assert results(held(uri, "synced")) == expected
 
 
+@pytest.mark.fault(29)
 def test_three_processes_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     code = """
 import sys

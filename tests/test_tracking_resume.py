@@ -103,6 +103,7 @@ def test_a_resumed_round_is_running_again_from_its_first_new_point(tmp_path: Pat
     assert held(uri)["statuses"] == {0: "FINISHED", 1: "RUNNING"}
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("keep_state", [True, False])
 def test_a_tracker_killed_anywhere_leaves_nothing_double(tmp_path: Path, keep_state: bool) -> None:
     whole_run(whole := tmp_path / "whole", rounds=1)
@@ -134,6 +135,7 @@ def test_a_run_deleted_in_mlflow_is_logged_anew(tmp_path: Path, uri: str) -> Non
     assert results(second) == results(first)
 
 
+@pytest.mark.fault(27)
 def test_a_damaged_state_file_is_no_more_than_a_lost_one(tmp_path: Path, uri: str) -> None:
     whole_run(folder := tmp_path / "run")
     track(folder, uri)
