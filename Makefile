@@ -1,11 +1,13 @@
-# make setup | run | test | check | protos | docs | bench | fuzz
+# make setup | run | test | check | protos | docs | bench | fuzz | faults | soak
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 FUZZ_SECONDS ?= 300
+ROUNDS ?= 200
+SEED ?=
 INSTALLED = $(VENV)/.installed
 
-.PHONY: setup run test test-slow check format protos docs bench fuzz audit clean
+.PHONY: setup run test test-slow faults soak check format protos docs bench fuzz audit clean
 
 setup: $(INSTALLED)
 
@@ -21,7 +23,13 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not fault"
+
+faults: setup
+	$(BIN)/python -m pytest -p tests.fault_table -m "fault or faults"
+
+soak: setup
+	$(BIN)/python -m tests.soak --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 check: setup
 	$(BIN)/ruff format --check .
