@@ -75,7 +75,22 @@ def test_log_lines_are_json(tmp_path: Path) -> None:
     records = [json.loads(line) for line in server.log().splitlines()]
     assert all({"time", "level", "logger", "service", "pid", "message"} <= set(record) for record in records)
     assert any(record["message"] == "a plain line on stdout" for record in records)
-    assert any(record.get("run_id") == "run" and "job_id" in record for record in records)
+    assert {record["incarnation"] for record in records if record["logger"] != "root"} == {server.ready["incarnation"]}
+    said = [record for record in records if record["message"].startswith("job ") and "ZeroDivisionError" in record["message"]]
+    assert [(record["logger"], record["run"], record["kind"]) for record in said] == [("compute", "run", "check")]
+
+
+def test_log_lines_of_a_search_tell_round_shard_and_attempt(tmp_path: Path) -> None:
+    """Of the daemon and of its compute process."""
+    with daemon(tmp_path / "store", "--log-format", "json") as server, server.client() as client:
+        message = request("s", run="run", do="bug")
+        message.search.round, message.search.shard, message.search.attempt = 3, 17, 2
+        message.search.output_path, message.search.network.path = "out", "in"
+        job = finish(client, client.start(message).job_id)
+        records = [json.loads(line) for line in server.log().splitlines()]
+    wanted = {"run": "run", "round": 3, "shard": 17, "attempt": 2, "job": job.job_id, "kind": "search"}
+    for logger in ("supervisor", "compute"):
+        assert any(wanted.items() <= record.items() for record in records if record["logger"] == logger), logger
 
 
 @pytest.mark.parametrize("program", ["searcher", "learner"])

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from repsearch.errors import DaemonError, JobError, RepSearchError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
@@ -39,6 +39,7 @@ class Context:
     def __init__(self, job_id: str, connection: socket.socket, device: str, threads: int, store_root: Path) -> None:
         self.device, self.threads, self.store_root = device, threads, store_root
         self.cancelled = threading.Event()
+        self.log: dict[str, Any] = {}
         self._job_id, self._connection = job_id, connection
         self._progress = jobs_pb2.Progress()
         self._points = 0
@@ -73,6 +74,7 @@ class Context:
             assert arrival is not None
             if arrival.item.WhichOneof("kind") == "end":
                 return
+            logs.set_context({**self.log, **logs.item_context(arrival.item)})
             yield arrival
 
     def item_done(self, done: jobs_pb2.ItemDone) -> None:
@@ -108,7 +110,9 @@ class Compute:
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
             job, context = self._jobs.get()
+            logs.set_context(context.log)
             outcome = run(self._function, job.request, context)
+            logs.set_context({})
             context.flush()
             self._contexts.pop(job.job_id, None)
             framing.send(self._connection, compute_pb2.Report(job_id=job.job_id, outcome=outcome))
@@ -118,6 +122,7 @@ class Compute:
             kind = command.WhichOneof("kind")
             if kind == "run":
                 context = Context(command.run.job_id, self._connection, self._device, self._threads, self._store_root)
+                context.log = logs.context_of(command.run.job_id, command.run.request)
                 self._contexts[command.run.job_id] = context
                 self._jobs.put((command.run, context))
             elif kind == "item":
@@ -169,7 +174,7 @@ def die_with_parent(parent: int) -> None:
 def main() -> int:
     """Entry point of `python -m repsearch.serving.compute`; only `supervisor` calls it."""
     parser = argparse.ArgumentParser()
-    for name in ("--service", "--job-function", "--device", "--store", "--log-format"):
+    for name in ("--service", "--job-function", "--device", "--store", "--log-format", "--incarnation"):
         parser.add_argument(name, required=True)
     for name in ("--socket", "--parent", "--threads"):
         parser.add_argument(name, type=int, required=True)
@@ -177,7 +182,7 @@ def main() -> int:
     die_with_parent(options.parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    logs.configure(options.service, options.log_format)
+    logs.configure(options.service, options.log_format, options.incarnation)
     connection = socket.socket(fileno=options.socket)
     try:
         function = load(options.job_function)

@@ -63,7 +63,7 @@ class Daemon:
         orphaned_after_s: float = ORPHANED_AFTER_S,
     ) -> None:
         self._service, self._options, self._grace_s, self._protection = service, options, grace_s, secrets.text
-        self._incarnation = uuid.uuid4().hex
+        self._incarnation = options.incarnation
         self._hello = compute_pb2.Hello(device=options.device)
         self._happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
         self._announced = False
@@ -264,7 +264,8 @@ def serve(
     One line of JSON on stdout says when and where it is ready; logs go to stderr. Raises ConfigError, StoreError or DaemonError for
     what cannot be served.
     """
-    logs.configure(service, log_format)
+    incarnation = uuid.uuid4().hex
+    logs.configure(service, log_format, incarnation)
     if threads < 1:
         raise ConfigError(f"threads must be at least 1 (given: {threads})")
     if grace_s < 0:
@@ -273,7 +274,7 @@ def serve(
         raise ConfigError(f"orphaned-after must be more than 0 seconds (given: {orphaned_after_s:g})")
     check_protection(listen, protection)
     secrets = read_secrets(protection)
-    options = Options(service, job_function, device, threads, prepare_root(store), log_format)
+    options = Options(service, job_function, device, threads, prepare_root(store), log_format, incarnation)
     if protection.insecure and not is_loopback(split_address(listen)[0]):
         log.warning("INSECURE: %s is open: %s", listen, OPENED.format(store=options.store_root))
     code = Daemon(service, options, listen, grace_s, secrets, orphaned, orphaned_after_s).run(exit_with_stdin=exit_with_stdin)

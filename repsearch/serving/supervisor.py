@@ -40,6 +40,7 @@ class Options:
     threads: int
     store_root: Path
     log_format: str
+    incarnation: str = ""
 
     def command(self, connection: int) -> list[str]:
         """Return the command line of a process that talks on the descriptor `connection`."""
@@ -50,6 +51,7 @@ class Options:
             "threads": self.threads,
             "store": self.store_root,
             "log-format": self.log_format,
+            "incarnation": self.incarnation,
             "socket": connection,
             "parent": os.getpid(),
         }
@@ -155,7 +157,7 @@ class Supervisor:
                 return
             job = self.table.take()
             if job is not None:  # sent with the lock held, so that its cancellation cannot overtake it
-                log.info("job %s starts", job.job_id, extra=_context(job))
+                log.info("job %s starts", job.job_id, extra=logs.context_of(job.job_id, job.request))
                 process.used = True
                 process.send(compute_pb2.Command(run=job))
                 self._forward(process)
@@ -252,7 +254,7 @@ class Supervisor:
 
     def _finish(self, process: Process, report: compute_pb2.Report) -> None:
         outcome = report.outcome
-        log.info("job %s ends: %s", report.job_id, jobs_pb2.JobState.Name(outcome.state), extra={"job_id": report.job_id})
+        log.info("job %s ends: %s", report.job_id, jobs_pb2.JobState.Name(outcome.state), extra={"job": report.job_id})
         unusable = outcome.state == jobs_pb2.JOB_STATE_FAILED and outcome.failure.kind not in KINDS
         if unusable:
             with self._lock:
@@ -263,7 +265,3 @@ class Supervisor:
             process.kill()
         else:
             self.pump()
-
-
-def _context(job: compute_pb2.RunJob) -> dict[str, str]:
-    return {"job_id": job.job_id, "run_id": job.request.run_id, "kind": job.request.WhichOneof("spec") or ""}
