@@ -321,6 +321,18 @@ def sync(
 
 
 @app.command()
+def metrics(
+    root: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Loopback address to serve at.")] = "127.0.0.1:9400",
+) -> None:
+    """Serve the state of the runs in a folder to Prometheus, until interrupted; see docs/operations.md."""
+    with _interruptible():
+        from orchestrator.metrics import serve
+
+        serve(root.expanduser().absolute(), listen)
+
+
+@app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for certificates and keys; an authority that is there signs.")],
     host: Annotated[

@@ -55,6 +55,7 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
         tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
         tls_ca: Annotated[Path | None, typer.Option(metavar="PEM", help="Take only clients with a certificate of this authority.")] = None,
         token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Take only clients that know the token in it.")] = None,
+        metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there; docs/operations.md.")] = "",
         insecure: Annotated[bool, typer.Option("--insecure", help="Listen for other machines without TLS: open to everybody.")] = False,
     ) -> None:
         # gRPC's core writes lines of its own to stderr, which are not ours to format; what they say is in our errors.
@@ -79,6 +80,7 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
                 protection=protection,
                 orphaned=orphaned,
                 orphaned_after_s=orphaned_after,
+                metrics=metrics,
             )
         except RepSearchError as error:
             if log_format is LogFormat.text:

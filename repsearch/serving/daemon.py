@@ -28,6 +28,7 @@ from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import PROTOCOL_VERSION, logs
 from repsearch.serving.jobs import Service
 from repsearch.serving.lease import Caretaker, Leases, Orphaned
+from repsearch.serving.metrics import TableCollector, check_metrics, serve_metrics
 from repsearch.serving.paths import prepare_root
 from repsearch.serving.protection import OPENED, Protection, Secrets, check_protection, is_loopback, read_secrets, split_address
 from repsearch.serving.servicer import Health, JobServicer, Streams, build_server, server_credentials
@@ -192,6 +193,11 @@ class Daemon:
             log.info("stdin cannot be read; taken as its end")
         self._happenings.put(Happening("stdin"))
 
+    def collector(self) -> TableCollector:
+        """Return what tells Prometheus of this daemon."""
+        facts = {"service": self._service, "version": __version__, "incarnation": self._incarnation, "device": self._options.device}
+        return TableCollector(self._table, facts, self._supervisor.ready)
+
     def _info(self) -> jobs_pb2.Info:
         return jobs_pb2.Info(
             service=self._service,
@@ -258,6 +264,7 @@ def serve(
     protection: Protection,
     orphaned: Orphaned = Orphaned.finish,
     orphaned_after_s: float = ORPHANED_AFTER_S,
+    metrics: str = "",
 ) -> int:
     """Serve jobs with `job_function` ("module:attribute") until told to stop; return the exit code.
 
@@ -273,10 +280,16 @@ def serve(
     if orphaned_after_s <= 0:
         raise ConfigError(f"orphaned-after must be more than 0 seconds (given: {orphaned_after_s:g})")
     check_protection(listen, protection)
+    if metrics:
+        check_metrics(metrics, protection)
     secrets = read_secrets(protection)
     options = Options(service, job_function, device, threads, prepare_root(store), log_format, incarnation)
     if protection.insecure and not is_loopback(split_address(listen)[0]):
         log.warning("INSECURE: %s is open: %s", listen, OPENED.format(store=options.store_root))
-    code = Daemon(service, options, listen, grace_s, secrets, orphaned, orphaned_after_s).run(exit_with_stdin=exit_with_stdin)
+    daemon = Daemon(service, options, listen, grace_s, secrets, orphaned, orphaned_after_s)
+    if metrics:
+        address, _ = serve_metrics([daemon.collector()], metrics, protection)
+        log.info("metrics are at %s/metrics", address)
+    code = daemon.run(exit_with_stdin=exit_with_stdin)
     sys.stdout.flush()
     return code

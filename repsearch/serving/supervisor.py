@@ -140,6 +140,10 @@ class Supervisor:
         """Start the compute process and keep it alive."""
         self._thread.start()
 
+    def ready(self) -> bool:
+        """Whether a job can be run now."""
+        return self._ready
+
     def stop(self) -> None:
         """Kill the compute process for good; a running job is cancelled."""
         with self._lock:

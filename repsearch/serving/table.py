@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +52,8 @@ class Record:
     """Items pushed that the compute process has not been given."""
     undone: deque[int] = field(default_factory=deque)
     """Sizes in bytes of the items pushed that are not done."""
+    advanced: float = 0.0
+    """When it last advanced, or began (`time.monotonic`)."""
 
     @property
     def finished(self) -> bool:
@@ -72,6 +74,18 @@ class Unfinished:
     running: bool
     counter: int
     without_items: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A table in numbers: jobs waiting, the kind of the running one, its units done and in all, seconds since it advanced, jobs ended."""
+
+    waiting: int
+    running: list[str]
+    done: int
+    total: int
+    silent_s: float
+    ended: dict[tuple[str, str], int]
 
 
 class Table:
@@ -97,6 +111,7 @@ class Table:
         self._running: Record | None = None
         self._stopping: deque[str] = deque()  # running jobs whose listener has yet to be told
         self._draining = False
+        self._ended: Counter[tuple[str, str]] = Counter()
 
     # Calls of clients
 
@@ -190,7 +205,7 @@ class Table:
             if self._running is not None or not self._queue:
                 return None
             record = self._running = self._queue.popleft()
-            record.job.state = jobs_pb2.JOB_STATE_RUNNING
+            record.job.state, record.advanced = jobs_pb2.JOB_STATE_RUNNING, time.monotonic()
             self._state_event(record)
             return compute_pb2.RunJob(job_id=record.job.job_id, request=record.request)
 
@@ -208,6 +223,8 @@ class Table:
         """Keep the running job's newest progress."""
         with self._lock:
             if self._running is not None:
+                if progress.counter > self._running.job.progress.counter:
+                    self._running.advanced = time.monotonic()
                 self._running.job.progress.CopyFrom(progress)
                 self._running.changed.notify_all()
 
@@ -298,6 +315,19 @@ class Table:
             if (record := self._records.get(job_id)) is not None:
                 self._cancel(record)
 
+    def figures(self) -> Figures:
+        """Return the table in numbers."""
+        with self._lock:
+            record = self._running
+            return Figures(
+                waiting=len(self._queue),
+                running=[] if record is None else [_kind(record)],
+                done=0 if record is None else record.job.progress.done,
+                total=0 if record is None else record.job.progress.total,
+                silent_s=0.0 if record is None else time.monotonic() - record.advanced,
+                ended=dict(self._ended),
+            )
+
     # With the lock held
 
     def _fence(self, run_id: str, term: int) -> None:
@@ -343,6 +373,7 @@ class Table:
             record.job.failure.CopyFrom(outcome.failure)
         if outcome.HasField("result"):
             record.job.result.CopyFrom(outcome.result)
+        self._ended[_kind(record), jobs_pb2.JobState.Name(outcome.state).removeprefix("JOB_STATE_").lower()] += 1
         self._state_event(record)
         self._forget()
 
@@ -380,6 +411,10 @@ class Table:
         finally:
             while self._stopping:
                 self._on_cancel(self._stopping.popleft())
+
+
+def _kind(record: Record) -> str:
+    return record.request.WhichOneof("spec") or ""
 
 
 def _copy(job: jobs_pb2.Job) -> jobs_pb2.Job:
