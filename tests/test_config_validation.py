@@ -65,7 +65,7 @@ def test_a_misspelt_key_is_refused_and_the_nearest_suggested(path: str, nearest:
 
 
 def test_an_unknown_key_far_from_any_lists_the_valid_ones() -> None:
-    assert fault("learner.zzz", 1) == "learner.zzz: unknown key 'zzz'; valid keys: address, device, threads"
+    assert fault("learner.zzz", 1) == "learner.zzz: unknown key 'zzz'; valid keys: address, device, threads, stall_seconds, wait_seconds"
 
 
 @pytest.mark.parametrize(
