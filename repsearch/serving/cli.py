@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from repsearch import __version__, failpoints
-from repsearch.errors import RepSearchError
+from repsearch.errors import ConfigError, RepSearchError
 from repsearch.serving import logs
 from repsearch.serving.jobs import Service
 from repsearch.serving.lease import Orphaned
-from repsearch.serving.protection import Protection, check_protection
+from repsearch.serving.protection import Protection, check_protection, read_secrets
 
 
 class LogFormat(StrEnum):
@@ -88,6 +88,27 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
             logging.getLogger("daemon").error("%s", error)
             code = error.exit_code
         raise typer.Exit(code)
+
+    @app.command(help=f"End with 0 if a {service} daemon can run jobs now, with 5 and the reason if not; for service managers.")
+    def health(
+        address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the daemon listens; by TLS, a name in its certificate.")],
+        wait: Annotated[float, typer.Option(help="Seconds that it may take to become ready.", min=0.0)] = 0.0,
+        tls_ca: Annotated[
+            Path | None, typer.Option(metavar="PEM", help="Authority of the daemon's certificate; plaintext without.")
+        ] = None,
+        tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="A client's certificate, such as the orchestrator's.")] = None,
+        tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+        token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The daemon's token.")] = None,
+    ) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        if tls_ca is None and (tls_cert or tls_key or token_file):
+            raise ConfigError("--tls-cert, --tls-key and --token-file are of no use without --tls-ca")
+        if (tls_cert is None) != (tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key belong together; give both")
+        from repsearch.serving.probe import check_health
+
+        secrets = read_secrets(Protection(cert=tls_cert, key=tls_key, ca=tls_ca, token_file=token_file))
+        check_health(address, secrets, wait_s=wait)
 
     return app
 
