@@ -21,6 +21,7 @@ from repsearch.failpoints import reach
 from store import formats, manifest
 from store.access import Files
 from store.base import Reference
+from store.files import failures
 from store.formats import Form
 from store.manifest import ArrayInfo, Manifest
 from store.paths import REDO
@@ -59,7 +60,9 @@ class PackWriter:
         body = [value.reshape(-1).view(np.uint8).tobytes() for value in values.values()]
         data = b"".join([_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head, *body])
         reach("store.pack.before")
-        if not self._files.write(pack_of(self._path), data, create=True, durable=False):
+        with failures(f"{self._path}: cannot be written in {self._files}"):
+            created = self._files.write(pack_of(self._path), data, create=True, durable=False)
+        if not created:
             raise StoreError(f"{self._path}: was committed by another writer meanwhile; use a path of its own for each attempt")
         reach("store.pack.after")
         return Reference(self._path, manifest.digest_of(head))

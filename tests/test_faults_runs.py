@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -87,7 +89,8 @@ def test_a_daemon_whose_disk_is_full_says_so_and_the_run_is_resumed(bench: Bench
         run, code = bench.start(kind)
     finally:
         for pid, limit in limits.items():
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     assert code == StoreError.exit_code, bench.output.read_text()
     assert "cannot be written" in bench.output.read_text() and "make room on the disk" in bench.output.read_text()
     assert f"orchestrator resume {run}" in bench.output.read_text()
@@ -137,7 +140,13 @@ def test_a_run_is_not_started_into_the_folder_of_another(bench: Bench, undisturb
 @pytest.mark.fault(32)
 def test_a_clock_that_jumps_by_an_hour_changes_nothing(bench: Bench, undisturbed: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
     real, jumps = time.time, itertools.cycle([0.0, 3600.0, -3600.0])
-    monkeypatch.setattr("time.time", lambda: real() + next(jumps))
+
+    def jumping() -> float:
+        # gRPC reads the clock and hands a time to its core at once; a jump between the two is none of ours to survive.
+        ours = not str(sys._getframe(1).f_globals["__name__"]).startswith("grpc")
+        return real() + (next(jumps) if ours else 0.0)
+
+    monkeypatch.setattr("time.time", jumping)
     run = bench.next_run("closed")
     execution.start(execution.prepare(bench.config, ["learn.snapshots=1"], run.name), QUIET)
     assert problems(bench, run, undisturbed) == []

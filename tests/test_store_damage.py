@@ -267,6 +267,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 for write in (
     lambda: store.write("g", {"x": np.ones(100_000)}, attributes={}),
     lambda: store.write("h", {}, attributes={"long": "x" * 10_000}),
+    lambda: store.relaxed().write("i", {"x": np.ones(100_000)}, attributes={}),
     lambda: store.write_document("run.json", {"long": "x" * 10_000}, create=False),
 ):
     try:
@@ -280,7 +281,7 @@ for write in (
 def test_full_disk_is_named_and_spoils_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _NO_ROOM, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["g", "h", "run.json"]
+    assert [line.partition(":")[0] for line in lines] == ["g", "h", "i", "run.json"]
     assert all("make room on the disk" in line for line in lines)
     store = ZarrStore(tmp_path)
     assert store.committed("") == []
