@@ -26,7 +26,7 @@ from learner.objectives.base import Loss
 from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.directions import DirectionLaw, noise
 from learner.rules.layers import Layer, running
-from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run
+from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, part_losses, parts_of, run
 from learner.rules.suitability import check_formulas, check_pairs, made_up_batch, warn_of_rounding
 from learner.rules.tangents import Combination, coefficients
 from repsearch.errors import ConfigError
@@ -88,10 +88,16 @@ class ForwardGradient(PlainRule):
             drawn = _on_sphere(drawn, owners, 1)
         whole = _Whole(problem)
 
-        def losses(weights: Mapping[str, Tensor], entering: Sequence[Tensor] | None = None) -> tuple[Tensor, Any]:
-            passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, entering))
+        def losses(weights: Mapping[str, Tensor], like: Pass | None = None) -> tuple[Tensor, Any]:
+            passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, like))
             loss = loss_of(problem, passed, batch)
-            return part_losses(problem, loss), (loss.total, loss.terms, passed.logits, loss.shares, list(passed.entering))
+            return part_losses(problem, loss), (
+                loss.total,
+                loss.terms,
+                passed.logits,
+                loss.shares,
+                () if self.derivative == "jvp" else passed,
+            )
 
         derivatives_KS, aux = self._derivatives(losses, weights, drawn)
         for part in range(len(parts)):
@@ -126,15 +132,15 @@ class ForwardGradient(PlainRule):
             drawn = _on_sphere(drawn, owners, 2)
         first = {layer.part: number for number, layer in reversed(list(enumerate(layers)))}
 
-        def losses(moves: Mapping[str, Tensor], entering: Sequence[Tensor] | None = None) -> tuple[Tensor, Any]:
+        def losses(moves: Mapping[str, Tensor], _: Pass | None = None) -> tuple[Tensor, Any]:
             def forward(number: int, input_BY: Tensor) -> Tensor:
                 name = layers[number].name
                 known = number == first[layers[number].part]
                 return (shapes[name] if known else layers[number].run(input_BY)) + moves[name]
 
             with running(layers, forward):
-                disturbed = run(problem, batch.images, entering)
-            return example_losses(problem, disturbed, batch), ([*passed.entering],)
+                disturbed = run(problem, batch.images, passed)
+            return example_losses(problem, disturbed, batch), (() if self.derivative == "jvp" else passed,)
 
         still = {name: torch.zeros_like(value) for name, value in shapes.items()}
         derivatives_KSB, _ = self._derivatives(losses, still, drawn)
@@ -161,17 +167,18 @@ class ForwardGradient(PlainRule):
                 # A tangent of a scalar divided by a number comes in double precision.
                 return tangent.to(value.dtype), aux
 
-            return torch.func.vmap(along, out_dims=(0, None))(dict(drawn))  # type: ignore[arg-type]
+            found: tuple[Tensor, Any] = over_draws(along, dict(drawn), out_dims=(0, None))
+            return found
         undisturbed, aux = losses(at)
-        entering = aux[-1]
+        undisturbed_pass = aux[-1]
 
         def moved(direction: Mapping[str, Tensor], step: float) -> Tensor:
-            return losses({name: value + step * direction[name] for name, value in at.items()}, entering)[0]
+            return losses({name: value + step * direction[name] for name, value in at.items()}, undisturbed_pass)[0]
 
-        ahead = torch.func.vmap(lambda direction: moved(direction, self.step))(dict(drawn))
+        ahead = over_draws(lambda direction: moved(direction, self.step), dict(drawn))
         if self.derivative == "forward":
             return (ahead - undisturbed) / self.step, aux
-        behind = torch.func.vmap(lambda direction: moved(direction, -self.step))(dict(drawn))
+        behind = over_draws(lambda direction: moved(direction, -self.step), dict(drawn))
         return (ahead - behind) / (2 * self.step), aux
 
     def differences(self, problem: Problem, batch: Batch) -> Tensor:
@@ -202,9 +209,9 @@ class _Whole(nn.Module):
         self.network = problem.network
         self._problem = problem
 
-    def forward(self, batch: Batch, entering: Sequence[Tensor] | None) -> Pass:
+    def forward(self, batch: Batch, like: Pass | None) -> Pass:
         """Return the pass of the batch's images."""
-        return run(self._problem, batch.images, entering)
+        return run(self._problem, batch.images, like)
 
 
 def _on_sphere(drawn: Mapping[str, Tensor], owners: Mapping[str, int], kept: int) -> dict[str, Tensor]:

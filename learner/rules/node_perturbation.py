@@ -31,7 +31,7 @@ from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.decorrelation import MATRIX, Decorrelation, merge, merged, separate
 from learner.rules.directions import NoiseLaw, noise
 from learner.rules.layers import Layer, running
-from learner.rules.passes import example_losses, layers_of, loss_of, run
+from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, run
 from learner.rules.suitability import check_formulas, check_pairs, warn_of_rounding
 
 
@@ -39,13 +39,13 @@ from learner.rules.suitability import check_formulas, check_pairs, warn_of_round
 class Reference:
     """The pass that noisy ones are compared with.
 
-    losses_SB: of each part and example. loss: for the record. entering: what each part read. inputs: of each layer. bare: pre-activations
+    losses_SB: of each part and example. loss: for the record. inputs: of each layer. bare: pre-activations
     before this pass's own noise. noise: that noise; None of a clean pass. weights: W R of each layer; None where R is the identity.
     """
 
     loss: Loss
     losses_SB: Tensor
-    entering: Sequence[Tensor]
+    passed: Pass
     inputs: Sequence[Tensor]
     bare: Sequence[Tensor]
     noise: Sequence[Tensor] | None
@@ -138,9 +138,7 @@ class NodePerturbation(PlainRule):
         with running(layers, forward):
             passed = run(problem, batch.images)
         losses_SB = example_losses(problem, passed, batch)
-        return Reference(
-            loss_of(problem, passed, batch), losses_SB, passed.entering, inputs, bare, None if self.clean_pass else drawn, weights
-        )
+        return Reference(loss_of(problem, passed, batch), losses_SB, passed, inputs, bare, None if self.clean_pass else drawn, weights)
 
     def _noisy(
         self,
@@ -169,11 +167,12 @@ class NodePerturbation(PlainRule):
                 return outputs[-1]
 
             with running(layers, forward):
-                passed = run(problem, batch.images, reference.entering)
+                passed = run(problem, batch.images, reference.passed)
             moved = [output - reference.own(number, reference.bare[number]) for number, output in enumerate(outputs)]
             return example_losses(problem, passed, batch) - reference.losses_SB, moved if self.variant == "anp" else []
 
-        return torch.func.vmap(one)(list(drawn))
+        found: tuple[Tensor, list[Tensor]] = over_draws(one, list(drawn))
+        return found
 
     def _errors(
         self,

@@ -9,11 +9,13 @@ Shapes: B examples; X the axes of a representation; Y those of a part's input; S
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from learner.batches import Batch
 from learner.objectives.base import Loss, Outputs, Reading, target_name
@@ -60,18 +62,27 @@ def layers_of(problem: Problem) -> list[Layer]:
 @dataclass(frozen=True)
 class Pass:
     """blocks, compared: see `Outputs`; the last alone where the objective reads no other. logits: of the head. entering: what the block, or
-    the head, that begins each part but the first read."""
+    the head, that begins each part but the first read. stem: output of the stem."""
 
     blocks: Sequence[Tensor]
     compared: Sequence[Tensor]
     logits: Tensor
     entering: Sequence[Tensor]
+    stem: Tensor
 
 
-def run(problem: Problem, images_BCHW: Tensor, entering: Sequence[Tensor] | None = None) -> Pass:
-    """Return a pass of `images_BCHW`; entering: what each part but the first is entered with (None: what it is given, without gradient)."""
+def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass:
+    """Return a pass of `images_BCHW`.
+
+    like: the undisturbed pass, which a disturbed one enters each part as; None: parts are entered without gradient.
+    """
     network, reading = problem.network, problem.objective.reading
-    below = network.stem(network.prepare(images_BCHW))
+    entering = None if like is None else like.entering
+    if like is not None and not any(parameter.requires_grad for parameter in network.stem.parameters()):
+        # Nothing in the stem can be disturbed.
+        stem = below = like.stem
+    else:
+        stem = below = network.stem(network.prepare(images_BCHW))
     blocks, compared, read = list[Tensor](), list[Tensor](), list[Tensor]()
     for layer in range(network.logits_layer):
         if reading.isolate and layer:
@@ -86,7 +97,23 @@ def run(problem: Problem, images_BCHW: Tensor, entering: Sequence[Tensor] | None
     if reading.isolate_head:
         below = below.detach() if entering is None else entering[len(read)]
         read.append(below)
-    return Pass(blocks, compared, network.head(below), read)
+    return Pass(blocks, compared, network.head(below), read, stem)
+
+
+def over_draws(call: Callable[[Any], Any], drawn: Any, out_dims: Any = 0) -> Any:
+    """Return `call` of every draw, the first axis of each tensor in `drawn`, all in one batch; out_dims: as in `torch.func.vmap`."""
+    tensors, structure = tree_flatten(drawn)
+    if len(tensors[0]) > 1:
+        return torch.func.vmap(call, out_dims=out_dims)(drawn)
+    # Of one draw the batch would be an axis of length 1, through all of the network.
+    found = call(tree_unflatten([tensor[0] for tensor in tensors], structure))
+    if isinstance(out_dims, int):
+        return _lifted(found)
+    return tuple(value if axis is None else _lifted(value) for value, axis in zip(found, out_dims, strict=True))
+
+
+def _lifted(tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.unsqueeze(0), tree)
 
 
 def loss_of(problem: Problem, passed: Pass, batch: Batch) -> Loss:
