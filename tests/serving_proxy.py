@@ -41,6 +41,12 @@ class Proxy:
             end.close()
         self._pairs.clear()
 
+    def redirect(self, target: str) -> None:
+        """Break every open connection, and forward new ones to `target`."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self.cut()
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -22,7 +22,7 @@ from repsearch.config import parse_config
 from repsearch.errors import ConfigError
 from repsearch.serving.metrics import check_metrics, serve_metrics
 from repsearch.serving.protection import Protection
-from tests.security_files import folder, serving
+from tests.security_files import folder
 from tests.serving_processes import ROOT, DaemonProcess, daemon, finish, request, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -70,17 +70,14 @@ def test_a_daemon_tells_its_jobs(tmp_path: Path) -> None:
         assert facts["service"] == "searcher" and facts["incarnation"] == server.ready["incarnation"]
         (store / "run" / "release").touch()
         finish(client, held.job_id)
-        assert "repsearch_daemon_job_running" not in {name for name, _ in scrape(address)}
-
-
-def test_a_daemon_tells_its_progress(tmp_path: Path) -> None:
-    with daemon(tmp_path / "store", "--metrics", "127.0.0.1:0") as server, server.client() as client:
-        job = client.start(request(do="count", count=1000, pause=0.02))
-        until(lambda: value(scrape(metrics_address(server)), "repsearch_daemon_job_done") > 3)
-        samples = scrape(metrics_address(server))
+        counting = client.start(request("five", do="count", count=1000, pause=0.02))
+        until(lambda: value(scrape(address), "repsearch_daemon_job_done") > 3)
+        samples = scrape(address)
         assert value(samples, "repsearch_daemon_job_total") == 1000
         assert value(samples, "repsearch_daemon_job_seconds_without_progress") < 10
-        client.cancel(job.job_id, 1)
+        client.cancel(counting.job_id, 1)
+        finish(client, counting.job_id)
+        assert "repsearch_daemon_job_running" not in {name for name, _ in scrape(address)}
 
 
 @pytest.mark.parametrize("protection", [Protection(), Protection(cert=Path("c"), key=Path("k"), token_file=Path("t"))])
@@ -169,8 +166,3 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ConfigError, match=r"pip install 'repsearch\[metrics\]'"):
         check_metrics("127.0.0.1:0", Protection())
-
-
-def test_daemon_with_certificates_serves_grpc_beside_metrics(tmp_path: Path) -> None:
-    with daemon(tmp_path / "store", "--metrics", "127.0.0.1:0", *serving(folder())) as server:
-        assert value(scrape(metrics_address(server)), "repsearch_daemon_ready") == 1

@@ -18,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from orchestrator import cli
 from orchestrator.client import DaemonClient
 from orchestrator.security import ClientTls
-from repsearch.errors import SecurityError
+from repsearch.errors import ConfigError, DaemonError, SecurityError
 from repsearch.rpc.v1 import jobs_pb2
+from repsearch.serving.protection import Protection, check_protection
 from tests.orchestrator_runs import write_config
 from tests.security_files import calling, folder, serving
 from tests.serving_processes import ROOT, DaemonProcess, daemon, finish, request
@@ -153,6 +154,7 @@ def test_call_without_token_that_sends_no_message_is_answered(by_token: DaemonPr
         assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.faults
 def test_watch_is_not_taken_up_with_a_daemon_that_cannot_prove_itself(tmp_path: Path) -> None:
     """The address leads to a daemon of another authority after a cut: the watch ends at once, however long it may try."""
     with daemon(tmp_path / "one", *serving(folder())) as server:
@@ -170,10 +172,9 @@ def test_watch_is_not_taken_up_with_a_daemon_that_cannot_prove_itself(tmp_path: 
         between.close()
 
 
+@pytest.mark.faults
 def test_silent_peer_is_not_taken_for_a_matter_of_tls() -> None:
     """Nothing answers: the bound of the connection holds, and the error is not about certificates."""
-    from repsearch.errors import DaemonError
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with DaemonClient(address, "searcher", tls=calling(folder()), connect_s=1.0) as client, pytest.raises(DaemonError) as error:
@@ -181,6 +182,7 @@ def test_silent_peer_is_not_taken_for_a_matter_of_tls() -> None:
     assert not isinstance(error.value, SecurityError)
 
 
+@pytest.mark.faults
 def test_run_ends_before_anything_is_loaded_or_started(mutual: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every daemon at fault is named; exit code 8, and nothing written."""
     tls = calling(folder("another"))
@@ -214,23 +216,28 @@ def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-OURS = serving(folder())
+CERT, KEY = Path("c.pem"), Path("c.key")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "everybody who reaches it could run jobs"),
-        (serving(folder(), ca=False), "TLS alone lets everybody in"),
-        (OURS[:2], "--tls-cert and --tls-key belong together"),
-        (("--token-file", "t"), "--token-file needs TLS"),
-        (("--tls-ca", "c"), "--tls-ca needs TLS"),
-        ((*OURS, "--insecure"), "exclude one another"),
+        ({}, "everybody who reaches it could run jobs"),
+        ({"cert": CERT, "key": KEY}, "TLS alone lets everybody in"),
+        ({"cert": CERT}, "--tls-cert and --tls-key belong together"),
+        ({"token_file": CERT}, "--token-file needs TLS"),
+        ({"ca": CERT}, "--tls-ca needs TLS"),
+        ({"cert": CERT, "key": KEY, "ca": CERT, "insecure": True}, "exclude one another"),
     ],
 )
-def test_other_addresses_need_protection(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
-    result = refused("--listen", "0.0.0.0:0", "--store", str(tmp_path / "store"), *options)
-    assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
+def test_other_addresses_need_protection(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_protection("0.0.0.0:0", Protection(**options))
+
+
+def test_daemon_refuses_before_anything_is_loaded_or_written(tmp_path: Path) -> None:
+    result = refused("--listen", "0.0.0.0:0", "--store", str(tmp_path / "store"))
+    assert result.returncode == 2 and "everybody who reaches it could run jobs" in result.stderr and result.stderr.count("\n") == 1
     assert result.stdout == "[]\n"
     assert not (tmp_path / "store").exists()
 
