@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from orchestrator.verify import verify
 from repsearch.errors import JobError
 from tests.background_runs import daemons, resumed, run_on, start_searcher
 from tests.orchestrator_runs import learned
-from tests.serving_processes import DaemonProcess
+from tests.serving_processes import DaemonProcess, until
 
 Fleet = tuple[Path, list[DaemonProcess], DaemonProcess]
 
@@ -45,6 +46,53 @@ def check_whole(folder: Path, undisturbed: list[tuple[str, ...]]) -> None:
     assert learned(folder) == undisturbed
     assert verify(folder) == []
     assert read_journal(folder)[-1]["status"] == "FINISHED"
+
+
+def compute_of(process: DaemonProcess) -> int:
+    """Process id of the compute process of a daemon."""
+    (pid,) = (
+        int(child) for task in Path(f"/proc/{process.process.pid}/task").iterdir() for child in (task / "children").read_text().split()
+    )
+    return pid
+
+
+@pytest.mark.slow
+def test_the_slowest_shard_gets_a_second_attempt(fleet: Fleet, undisturbed: list[tuple[str, ...]]) -> None:
+    """The compute process of one searcher is stopped: its daemon lives, and its shard falls behind."""
+    root, (one, two), learner = fleet
+    with run_on(root, [one, two], learner, "hedged", "searcher.shard_examples=16", "searcher.stall_seconds=1000") as run:
+        run.until_file("rounds/00000/search/*/MANIFEST.json")
+        stopped = compute_of(one)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            run.until_incident("hedged", f"slow on {one.address}; {two.address} tries it too")
+            run.until_file("rounds/00000/round.json")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert run.end() is None
+    check_whole(run.folder, undisturbed)
+    # The other attempt was cancelled: nothing runs on.
+    with one.client() as client:
+        until(lambda: not client.connect().unfinished_jobs, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(20)
+@pytest.mark.parametrize(("service", "moment"), [("searcher", "rounds/00000/search/*/MANIFEST.json"), ("learner", "checkpoints/00000/*")])
+def test_a_job_without_progress_is_reported_cancelled_and_done_again(
+    fleet: Fleet, undisturbed: list[tuple[str, ...]], service: str, moment: str
+) -> None:
+    root, (one, _), learner = fleet
+    settings = ("searcher.shard_examples=16", f"{service}.stall_seconds=20")
+    with run_on(root, [one], learner, f"stuck-{service}", *settings) as run:
+        run.until_file(moment)
+        process = one if service == "searcher" else learner
+        os.kill(compute_of(process), signal.SIGSTOP)
+        run.until_incident("still", f"on {process.address}: alive, but no progress for")
+        run.until(lambda: any("no progress" in wait["note"] for wait in status_of(run.folder)["waits"]))
+        run.until_incident("stalled", f"on {process.address}: no progress for")
+        assert run.end() is None
+    check_whole(run.folder, undisturbed)
 
 
 @pytest.mark.slow

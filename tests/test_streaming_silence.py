@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from orchestrator.steering import ask
 from orchestrator.verify import verify
 from repsearch.errors import StoppedError
 from store import open_store
-from tests.background_runs import BackgroundRun, resumed
+from tests.background_runs import BackgroundRun, resumed, start_searcher
 from tests.background_runs import daemons as started
 from tests.serving_processes import DaemonProcess
 from tests.test_streaming import SOME_SEGMENTS, STREAM, WINDOWS, learned
@@ -96,13 +97,31 @@ def test_a_stream_waits_for_daemons_that_were_stopped(
 def test_a_stream_cancels_what_stands_still(fleet: tuple[Path, DaemonProcess, DaemonProcess], undisturbed: list[tuple[str, ...]]) -> None:
     """The compute process is stopped, its daemon answers: alive without progress."""
     root, searcher, _ = fleet
-    settings = ("searcher.stall_seconds=3", "learner.stall_seconds=60")
+    settings = ("searcher.stall_seconds=20", "learner.stall_seconds=200")
     with stream(root, "stuck", *settings) as run:
         run.until_file(SOME_SEGMENTS)
         (child,) = children(searcher.process.pid)
         os.kill(child, signal.SIGSTOP)
         run.until_incident("stalled", searcher.address)
         assert run.end() is None
+    assert learned(run.folder) == undisturbed
+    assert verify(run.folder) == []
+
+
+@pytest.mark.slow
+def test_a_window_that_is_far_behind_is_searched_by_another_too(
+    fleet: tuple[Path, DaemonProcess, DaemonProcess], undisturbed: list[tuple[str, ...]]
+) -> None:
+    root, searcher, _ = fleet
+    with contextlib.closing(start_searcher(root.with_name("runs-0"))) as slow:
+        addresses = f'searcher.addresses=["{slow.address}", "{searcher.address}"]'
+        with stream(root, "hedged", addresses, "searcher.stall_seconds=1000") as run:
+            run.until_file(SOME_SEGMENTS)
+            (child,) = children(slow.process.pid)
+            os.kill(child, signal.SIGSTOP)
+            run.until_incident("hedged", searcher.address)
+            assert run.end() is None
+            os.kill(child, signal.SIGCONT)
     assert learned(run.folder) == undisturbed
     assert verify(run.folder) == []
 

@@ -41,14 +41,15 @@ class News:
 class Feed:
     """The stream job of `request` on `daemon`. given: what the item of each sequence number is for, until it is done.
 
-    advanced: when it last advanced, or got something to do (monotonic). leaving: whether we cancelled it because it does not, at `left`.
+    advanced: when it last advanced, or got something to do (monotonic). queued: it waits on its daemon. leaving: why we cancelled it
+    ("" otherwise), at `left`.
     """
 
     def __init__(self, daemon: StreamDaemon, request: jobs_pb2.StartRequest, news: queue.SimpleQueue[News]) -> None:
         self.daemon, self.term = daemon, request.term
         self.given: dict[int, Any] = {}
         self.advanced, self.counter, self.reported = time.monotonic(), 0, False
-        self.leaving, self.left = False, 0.0
+        self.queued, self.leaving, self.left = True, "", 0.0
         self._news, self._pushed = news, 0
         reach("job.start.before")
         self.job_id = daemon.start(request).job_id
@@ -74,9 +75,9 @@ class Feed:
         with contextlib.suppress(RepSearchError):
             self.daemon.cancel(self.job_id, self.term)
 
-    def leave(self) -> None:
+    def leave(self, why: str) -> None:
         """Cancel the job, without waiting: its daemon may not answer."""
-        self.leaving, self.left = True, time.monotonic()
+        self.leaving, self.left = why, time.monotonic()
         threading.Thread(target=self.cancel, name=f"cancel {self.daemon.address}", daemon=True).start()
 
     def _follow(self) -> None:
@@ -85,6 +86,7 @@ class Feed:
             for event in self.daemon.watch(self.job_id):
                 if event.WhichOneof("kind") == "state":
                     final = event.state
+                    self.queued, self.advanced = final.state == jobs_pb2.JOB_STATE_QUEUED, time.monotonic()
                 elif event.WhichOneof("kind") == "heartbeat":
                     if event.heartbeat.counter != self.counter:
                         self.counter, self.advanced = event.heartbeat.counter, time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from store import Reference
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """A window handed to a searcher: when (monotonic), the round whose network is searched (-1: untrained), and that network."""
+    """A window handed to a searcher: when (monotonic), the round whose network is searched (-1: untrained), that network, and elites."""
 
     round: int
     window: Window
@@ -23,6 +24,7 @@ class Given:
     time: float
     network_round: int
     network: Reference
+    archive: Sequence[jobs_pb2.Reference] = ()
 
     @property
     def staleness(self) -> int:

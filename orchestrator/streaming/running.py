@@ -6,7 +6,9 @@ on from the newest segment, as `orchestrator resume` does after a crash.
 
 from __future__ import annotations
 
+import collections
 import queue
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -26,10 +28,10 @@ from orchestrator.streaming.committing import Committer
 from orchestrator.streaming.feeds import Feed, News, StreamDaemon
 from orchestrator.streaming.rounds import Given, Learned, Searched, report_of
 from orchestrator.streaming.schedule import Schedule
-from orchestrator.streaming.tending import look, waits
+from orchestrator.streaming.tending import behind, look, waits
 from orchestrator.work import Work, as_message
 from repsearch.archives import archive_reach
-from repsearch.errors import DaemonError, JobError
+from repsearch.errors import DaemonError, JobError, RepSearchError
 from repsearch.rpc.v1 import jobs_pb2
 from store import Reference, layout
 
@@ -38,6 +40,9 @@ ROUNDS_PER_JOB = 4096
 ATTEMPTS_PER_TERM = 1000
 """Attempts are numbered from the term on, so that no late writer of an earlier term has the same path."""
 SHOW_S = 0.2
+SUPERSEDED = "another searcher was first"
+TOOK = 32
+"""Windows whose time says what is usual."""
 SWITCH_S = 0.0005
 
 
@@ -100,7 +105,8 @@ class Stream:
         self._searching, self._learning = work.oversight("searcher"), work.oversight("learner")
         self._patience = Patience(self._searching, "searcher", work.fleet.searchers, self.tell)
         self._state_round = begin - 1
-        self._failures = 0
+        self._failures: collections.Counter[int] = collections.Counter()
+        self._took: collections.deque[float] = collections.deque(maxlen=TOOK)
         self._learned_at = self._state_at = time.monotonic()
         self._shown_at = self._looked_at = 0.0
         self._accuracy = ""
@@ -172,6 +178,7 @@ class Stream:
             self._lose(feed, error)
         for _, error in look([self._learner], self._learning.bounds, self._what_is_learned, self.tell):
             self._learner_lost(error)
+        self._hedge()
         waiting = [
             *waits(self._searchers, self._searching.bounds, _what),
             *waits([self._learner], self._learning.bounds, self._what_is_learned),
@@ -206,29 +213,50 @@ class Stream:
 
     def _hand_out(self, most: int = sys.maxsize) -> None:
         """Give every searcher that is free a window, if one may be searched now; `most` windows in all."""
-        for feed in [feed for feed in self._searchers if not feed.given][:most]:
+        for feed in [feed for feed in self._searchers if not feed.given and not feed.leaving][:most]:
             round = self._schedule.take()
             if round is None:
                 return
             self._give(feed, round)
 
     def _give(self, feed: Feed, round: int) -> None:
-        window, learned = self._work.windows.of(round), self._schedule.learned
-        spec = jobs_pb2.SearchSpec(
+        given = Given(
             round=round,
+            window=self._work.windows.of(round),
             attempt=self.attempt,
-            first=window.first,
-            count=window.count,
-            network=as_message(self._network),
-            trained=learned >= 0,
-            output_path=layout.stream_paths(round, self.attempt)[0],
+            time=time.monotonic(),
+            network_round=self._schedule.learned,
+            network=self._network,
             archive=self._archive_of(round),
         )
-        given = Given(round=round, window=window, attempt=self.attempt, time=time.monotonic(), network_round=learned, network=self._network)
+        self._push(feed, given)
+
+    def _push(self, feed: Feed, given: Given) -> None:
+        spec = jobs_pb2.SearchSpec(
+            round=given.round,
+            attempt=given.attempt,
+            first=given.window.first,
+            count=given.window.count,
+            network=as_message(given.network),
+            trained=given.network_round >= 0,
+            output_path=layout.stream_paths(given.round, given.attempt)[0],
+            archive=given.archive,
+        )
         try:
             feed.push(jobs_pb2.Item(search=spec), given)
         except DaemonError as error:
             self._lose(feed, error)
+
+    def _hedge(self) -> None:
+        """Give the window that is far behind to a searcher that has nothing to do, on the same network: the first result counts."""
+        idle = [feed for feed in self._searchers if not feed.given and not feed.leaving and not feed.queued]
+        if not (self._searching.bounds.hedge and idle and self._took) or self._searching.wanted():
+            return
+        given = behind(self._searchers, statistics.median(self._took))
+        if given is not None:
+            self.attempt += 1
+            self.tell("hedged", f"the window of round {given.round} is slow: {idle[0].daemon.address} tries it too")
+            self._push(idle[0], replace(given, attempt=self.attempt, time=time.monotonic()))
 
     def _archive_of(self, round: int) -> list[jobs_pb2.Reference]:
         """Return the targets of the newest round learned that had the window of `round`, with its elites."""
@@ -260,6 +288,14 @@ class Stream:
             self._searcher_ended(news)
 
     def _window_searched(self, given: Given, done: jobs_pb2.ItemDone, now: float) -> None:
+        self._took.append(now - given.time)
+        if self._is_searched(given.round):
+            # The other attempt was first.
+            self._work.store.delete(done.result.path)
+            return
+        for feed in self._searchers:
+            if any(other is not None and other.round == given.round for other in feed.given.values()):
+                feed.leave(SUPERSEDED)
         self._searched[given.round] = Searched(given=given, done=done, relay_s=now - given.time - done.inside)
         while (searched := self._searched.pop(self._to_learn, None)) is not None:
             try:
@@ -267,6 +303,9 @@ class Stream:
             except DaemonError as error:
                 self._learner_lost(error)
             self._to_learn += 1
+
+    def _is_searched(self, round: int) -> bool:
+        return round < self._to_learn or round in self._searched
 
     def _learn_spec(self, searched: Searched) -> jobs_pb2.LearnSpec:
         given, round = searched.given, searched.given.round
@@ -315,11 +354,22 @@ class Stream:
         if news.error is not None:
             raise news.error
         assert news.final is not None
-        error = failure_of(f"learning of round {self._schedule.learned + 1}", news.feed.daemon, news.final)
+        error = self._failure(f"learning of round {self._schedule.learned + 1}", news)
         # JobError stands for a crashed process or an exception in a plug-in; every other kind names a lasting cause.
         if type(error) is JobError and (news.final.state == jobs_pb2.JOB_STATE_FAILED or news.feed.leaving):
             raise LearnerFailed(error)
         raise error
+
+    def _failure(self, what: str, news: News) -> RepSearchError:
+        assert news.feed is not None and news.final is not None
+        if news.feed.leaving:
+            return JobError(f"{what}, on {news.feed.daemon.address}: {news.feed.leaving}")
+        return failure_of(what, news.feed.daemon, news.final)
+
+    def _owed(self, feed: Feed) -> list[Given]:
+        """Return the windows that a feed was given, and that nobody has searched yet, or is searching too."""
+        elsewhere = {given.round for other in self._searchers if other is not feed for given in other.given.values() if given is not None}
+        return [g for g in feed.given.values() if g is not None and not self._is_searched(g.round) and g.round not in elsewhere]
 
     def _learner_lost(self, error: DaemonError) -> NoReturn:
         if isinstance(error, TakenOverError):
@@ -335,10 +385,12 @@ class Stream:
         if news.error is not None:
             raise news.error
         assert news.final is not None
-        error = failure_of(_what(news.feed), news.feed.daemon, news.final)
-        self._failures += 1
-        if type(error) is not JobError or self._failures >= MAX_FAILURES:
-            raise error
+        error = self._failure(_what(news.feed), news)
+        if news.feed.leaving != SUPERSEDED:
+            rounds = [given.round for given in self._owed(news.feed)] or [-1]
+            self._failures.update(rounds)
+            if type(error) is not JobError or max(self._failures[round] for round in rounds) >= MAX_FAILURES:
+                raise error
         self._take_back(news.feed, str(error))
         # One that is stopping, or is another orchestrator's by now, refuses and is lost.
         self._start_searcher(news.feed.daemon)
@@ -358,11 +410,13 @@ class Stream:
 
     def _take_back(self, feed: Feed, why: str) -> None:
         """Give the windows of a feed that is no more to others; what it may still write has another number."""
+        owed = self._owed(feed)
         self._searchers.remove(feed)
         self.attempt += 1
-        for given in feed.given.values():
+        for given in owed:
             self._schedule.give_back(given.round)
-        self._work.display.message(f"{_what(feed)}: {why}; searching it again")
+        if owed:
+            self._work.display.message(f"{_what(feed)}: {why}; searching it again")
 
 
 def _what(feed: Feed) -> str:
