@@ -83,7 +83,7 @@ def test_a_job_without_progress_is_reported_cancelled_and_done_again(
     fleet: Fleet, undisturbed: list[tuple[str, ...]], service: str, moment: str
 ) -> None:
     root, (one, _), learner = fleet
-    settings = ("searcher.shard_examples=16", f"{service}.stall_seconds=20")
+    settings = ("searcher.shard_examples=16", f"{service}.stall_seconds=60")
     with run_on(root, [one], learner, f"stuck-{service}", *settings) as run:
         run.until_file(moment)
         process = one if service == "searcher" else learner

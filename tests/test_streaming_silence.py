@@ -97,7 +97,7 @@ def test_a_stream_waits_for_daemons_that_were_stopped(
 def test_a_stream_cancels_what_stands_still(fleet: tuple[Path, DaemonProcess, DaemonProcess], undisturbed: list[tuple[str, ...]]) -> None:
     """The compute process is stopped, its daemon answers: alive without progress."""
     root, searcher, _ = fleet
-    settings = ("searcher.stall_seconds=20", "learner.stall_seconds=200")
+    settings = ("searcher.stall_seconds=60", "learner.stall_seconds=200")
     with stream(root, "stuck", *settings) as run:
         run.until_file(SOME_SEGMENTS)
         (child,) = children(searcher.process.pid)
