@@ -48,9 +48,9 @@ class TargetPropagation(PlainRule):
     def init(self, problem: Problem, *, rng: torch.Generator) -> State:
         """Return a decoder of every block but the first: (components of its input, of its output)."""
         sizes = [math.prod(shape) for shape in problem.network.block_shapes]
-        device = problem.network.mean
+        like = problem.network.mean.cpu()
         return {
-            f"{DECODER}{block}": noise((sizes[block - 1], sizes[block]), "gaussian", device, rng) / math.sqrt(sizes[block])
+            f"{DECODER}{block}": noise((sizes[block - 1], sizes[block]), "gaussian", like, rng) / math.sqrt(sizes[block])
             for block in range(1, len(sizes))
         }
 
