@@ -91,6 +91,21 @@ def test_of_one_layer_the_variants_are_the_same_with_rademacher_noise() -> None:
     assert not torch.allclose(np_, inp, rtol=1e-2) and torch.allclose(inp, anp, rtol=1e-9)
 
 
+@pytest.mark.parametrize("isolate", [True, False])
+def test_noise_stays_within_an_isolated_block(isolate: bool) -> None:
+    network = PlainNetwork([20, 8, 6, 4], leaky).double()
+    batch = correlated_batch(32, 20, 4)
+    targets = {"block0": torch.randn(32, 8), "block1": torch.randn(32, 6)}
+    read: dict[str, list[Tensor]] = {"block1": [], "head": []}
+    network.blocks[1].register_forward_pre_hook(lambda _, given: read["block1"].append(given[0]))
+    network.head.register_forward_pre_hook(lambda _, given: read["head"].append(given[0]))
+    problem = problem_for(network, Regression(isolate=isolate))
+    estimate(rule_of("node_perturbation", noise_std=1e-2), problem, Batch(batch.images, batch.labels, targets))
+    clean, noisy = read["block1"]
+    assert torch.equal(clean, noisy) is isolate
+    assert torch.equal(*read["head"]), "regression's head stands behind a stop-gradient in any case"
+
+
 @pytest.mark.parametrize("variant", ["np", "inp"])
 def test_two_noisy_passes_are_unbiased_as_well(variant: str) -> None:
     problem, batch = net(2)
