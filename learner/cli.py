@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from repsearch.serving.cli import build_app, run
 
-app = build_app("learner", "learner.jobs:run_job")
+
+def check_remote(location: str) -> None:
+    """Raise `StoreError` unless the object store at `location` can be used."""
+    # Here, because help needs no numpy.
+    from store.opening import check_remote
+
+    check_remote(location)
+
+
+app = build_app("learner", "learner.jobs:run_job", check_remote)
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def _run_job(request: jobs_pb2.StartRequest, context: JobContext) -> JobResult:
         raise DaemonError(
             f"the learner's data have digest {data.digest[:12]}, the run's {request.dataset_digest[:12]}; give every daemon the same files"
         )
-    store = open_store(context.store_root / request.run_path, chunk_mb=config.store.chunk_mb)
+    store = open_store(str(context.store_root / request.run_path), chunk_mb=config.store.chunk_mb)
     run = Run(request.run_id, request.term, config, data, store)
     kind = request.WhichOneof("spec")
     if kind == "check":

@@ -177,10 +177,14 @@ def resume(
         ),
     ] = None,
 ) -> None:
-    """Go on with a run, a study or a sweep from what it committed, or with a run that is paused; `--jobs` is for a sweep."""
+    """Go on with a run, a study or a sweep from what it committed, or with a run that is paused; `--jobs` is for a sweep.
+
+    RUN may be the s3:// location of a run whose folder is lost.
+    """
     with _interruptible():
         from orchestrator import execution
         from orchestrator.progress import make_display
+        from orchestrator.remote import adopted, is_remote
         from orchestrator.runs import find_run, open_run
         from orchestrator.steering import ask, is_paused
         from orchestrator.sweeps import running as sweeps
@@ -192,7 +196,7 @@ def resume(
                 prepared = sweeps.reopen(found, jobs)
                 print_best(found, prepared.sweep, sweeps.go_on(prepared, display))
             return
-        folder = find_run(run)
+        folder = adopted(run) if is_remote(run) else find_run(run)
         if is_paused(folder):
             _refuse_set(set_, "run that is paused, which goes on as it is: stop it first")
             print(f"{ask(folder, 'go_on')} goes on with the run")
@@ -289,13 +293,14 @@ def analyse(
 
 @app.command()
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Check that everything that a run refers to is there and unaltered; exit code 4 if not."""
+    """Check that everything that a run refers to is there and unaltered; exit code 4 if not. RUN may be an s3:// location."""
+    from orchestrator.remote import is_remote
     from orchestrator.runs import find_run
-    from orchestrator.verify import verify as verify_folder
+    from orchestrator.verify import verify as verify_store
     from repsearch.errors import StoreError
 
-    folder = find_run(run)
-    findings = verify_folder(folder)
+    folder = run if is_remote(run) else find_run(run)
+    findings = verify_store(folder)
     if as_json:
         _print_json({"run": str(folder), "ok": not findings, "findings": findings})
     else:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.remote import store_of
 from orchestrator.report import PASS_METRICS, RoundReport, measured
 from orchestrator.rounds import load_reports
 from orchestrator.runs import open_run
 from orchestrator.status import state_of
 from repsearch.errors import ConfigError
-from store import open_store
 
-_PLACEMENT = ("run.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints", "learn.snapshots")
+_PLACEMENT = ("run.root", "store.root", "run.baseline", "searcher.", "learner.", "tracking.", "learn.keep_checkpoints", "learn.snapshots")
 """Settings that do not change what a run computes."""
 _MISSING = None
 
@@ -33,7 +33,7 @@ def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
             "name": run.name,
             "folder": str(run.folder),
             "state": state_of(run.folder),
-            **_figures(load_reports(open_store(run.folder)), run.dataset["train"]),
+            **_figures(load_reports(store_of(run.folder)), run.dataset["train"]),
             "settings": differs,
         }
         for run, differs in zip(runs, settings, strict=True)

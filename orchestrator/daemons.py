@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.attempts import Daemon
+from orchestrator.remote import is_remote
 from orchestrator.roster import GoneError, Roster
 from orchestrator.runs import Run
 from repsearch.config import RunConfig
@@ -73,20 +73,25 @@ def start_request(run: Run, fleet: Fleet, daemon: Daemon, *parts: str | int, **s
         request_id="/".join(str(part) for part in (run.run_id, run.term, *parts)),
         run_id=run.run_id,
         term=run.term,
-        run_path=run_path(run.folder, fleet.store_roots[daemon.address]),
+        run_path=run_path(run, daemon.address, fleet.store_roots[daemon.address]),
         config_json=run.config.model_dump_json(),
         dataset_digest=run.dataset["digest"],
         **spec,
     )
 
 
-def run_path(folder: Path, store_root: str) -> str:
-    """Return the run's path relative to a daemon's store root.
+def run_path(run: Run, address: str, store_root: str) -> str:
+    """Return the run's path relative to the store root of the daemon at `address`; raises `DaemonError` where it cannot have one.
 
     A daemon on another host may see the shared disk at another place; its store root is then `run.root` by another name.
     """
-    real = folder.resolve()
-    return str(real.relative_to(store_root)) if real.is_relative_to(store_root) else folder.name
+    if is_remote(run.location) or is_remote(store_root):
+        if not run.location.startswith(f"{store_root}/"):
+            root = run.location.rpartition("/")[0]
+            raise DaemonError(f"{address}: its --store is {store_root}, this run's store is in {root}; start it with --store {root}")
+        return run.location.removeprefix(f"{store_root}/")
+    real = run.folder.resolve()
+    return str(real.relative_to(store_root)) if real.is_relative_to(store_root) else run.folder.name
 
 
 def check_fleet(run: Run, fleet: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import interrupts
+from orchestrator import interrupts, leases
 from orchestrator.changing import changed
 from orchestrator.control import Control
 from orchestrator.daemons import Fleet, check_fleet, connected, rejoin, renewed
@@ -19,6 +20,7 @@ from orchestrator.local import LocalDaemons, local_specs
 from orchestrator.policies import RoundPlan, make_policy
 from orchestrator.preflight import Preflight, check_run, library_versions, planned
 from orchestrator.progress import Display
+from orchestrator.remote import adopted, is_remote, names_in, store_of
 from orchestrator.report import RoundReport
 from orchestrator.roster import Roster
 from orchestrator.rounds import load_reports, run_rounds
@@ -29,7 +31,7 @@ from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import ConfigError, DatasetError, RepSearchError, StoppedError
 from repsearch.failpoints import reach
 from repsearch.windows import windows_of
-from store import open_store
+from store import Store, open_store
 
 TRACKER_CLOSE_S = 60.0
 """Seconds that MLflow may take to catch up after the last round."""
@@ -59,7 +61,7 @@ class Prepared:
 def prepare(path: Path, overrides: list[str], name: str | None) -> Prepared:
     """Return the run of configuration file `path`, fully checked; writes and starts nothing."""
     config = load_config(path, overrides)
-    chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline)
+    chosen = choose_name(run_root(config), path.stem, name, baseline=config.run.baseline, elsewhere=names_in(config.store.root))
     check_handshakes(config)
     main = check_run(config)
     return Prepared(chosen, path.read_bytes(), main, _baseline_of(main))
@@ -108,6 +110,7 @@ def start(prepared: Prepared, display: Display) -> Finished:
         display.message(f"run {run.name} in {run.folder}")
         with resumable(run):
             with RunLock(run.folder):
+                run = in_next_term(run, display, resumed=False)
                 reports = _perform(run, prepared.main, fleet, display, resumed=False)
             baseline = _baseline(run, prepared.baseline, fleet, display)
     return Finished(run, reports, baseline)
@@ -124,10 +127,11 @@ def resume(folder: Path, display: Display, overrides: Sequence[str] = ()) -> Fin
     with RunLock(folder), resumable(run):
         # Read again: another orchestrator may have raised the term before the lock was ours.
         run = reopened(folder, overrides)
-        run = replace(run, term=run.term + 1)
         check_handshakes(run.config)
+        known_free = free_term(run, display)
         main = check_run(run.config)
         check_same_data(run, main)
+        run = in_next_term(run, display, resumed=True, known_free=known_free)
         save_run(run)
         baseline = _baseline_of(main)
         with daemons(main, display) as fleet:
@@ -139,7 +143,7 @@ def resume(folder: Path, display: Display, overrides: Sequence[str] = ()) -> Fin
 
 def reopened(folder: Path, overrides: Sequence[str]) -> Run:
     """Return the run in `folder` with the values that `overrides` set; raises `ConfigError` for those that must not change."""
-    run = changed(open_run(folder), overrides, done=len(load_reports(open_store(folder))) if overrides else 0)
+    run = changed(open_run(folder), overrides, done=len(load_reports(store_of(folder))) if overrides else 0)
     baseline = folder.with_name(folder.name + BASELINE)
     if overrides and run.config.run.baseline and baseline.is_dir():
         was, wanted = open_run(baseline).config.learn.epochs, baseline_config(run.config, run.dataset["train"]).learn.epochs
@@ -151,10 +155,26 @@ def reopened(folder: Path, overrides: Sequence[str]) -> Run:
     return run
 
 
+def free_term(run: Run, display: Display) -> int:
+    """Return the newest term of a run in an object store, once its owner is gone, see `leases`; -1 for another run."""
+    if not is_remote(run.location):
+        return -1
+    return leases.free(open_store(run.location), run.folder, leases.Watch(display.message))
+
+
+def in_next_term(run: Run, display: Display, *, resumed: bool, known_free: int = -1) -> Run:
+    """Return `run` in the term that begins; its lock is held. In an object store the term is taken from everybody, see `leases`."""
+    if is_remote(run.location):
+        store, watch = open_store(run.location), leases.Watch(display.message)
+        term = leases.claim(store, run.folder, above=run.term if resumed else 0, watch=watch, known_free=known_free)
+        return replace(run, term=term)
+    return replace(run, term=run.term + 1) if resumed else run
+
+
 def finished(folder: Path) -> Finished:
     """Return the run in `folder` and its baseline as far as they are done."""
     baseline = folder.with_name(folder.name + BASELINE)
-    return Finished(open_run(folder), load_reports(open_store(folder)), load_reports(open_store(baseline)) if baseline.is_dir() else [])
+    return Finished(open_run(folder), load_reports(store_of(folder)), load_reports(store_of(baseline)) if baseline.is_dir() else [])
 
 
 @contextmanager
@@ -179,7 +199,7 @@ def daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
     """Start the local daemons that the configuration asks for and connect to all; stop the local ones at the end."""
     config = preflight.config
     specs = [spec for spec in local_specs(config) if preflight.searches or spec.service != "searcher"]
-    with LocalDaemons(specs, run_root(config)) as local:
+    with LocalDaemons(specs, run_root(config), store=config.store.root) as local:
         for address, pid in local.processes():
             display.message(f"started {address}, process {pid}")
         searchers = (config.searcher.addresses or local.addresses("searcher")) if preflight.searches else []
@@ -211,14 +231,16 @@ def _baseline(main: Run, preflight: Preflight | None, fleet: Fleet, display: Dis
     folder = main.folder.with_name(main.name + BASELINE)
     resumed = folder.exists()
     if is_finished(folder):
-        return load_reports(open_store(folder))
+        return load_reports(store_of(folder))
+    if not resumed and is_remote(main.location) and folder.name in names_in(main.config.store.root):
+        # Begun by another host, which is lost.
+        resumed = adopted(f"{main.config.store.root}/{folder.name}").is_dir()
     if not resumed:
         run = new_run(preflight, folder.name, baseline_of=main.name)
         create_folder(run, (main.folder / "config.toml").read_bytes())
     with RunLock(folder):
+        run = in_next_term(open_run(folder), display, resumed=resumed)
         if resumed:
-            run = open_run(folder)
-            run = replace(run, term=run.term + 1)
             save_run(run)
         display.message(f"baseline {run.name} in {run.folder}")
         return _perform(run, preflight, fleet, display, resumed=resumed)
@@ -248,9 +270,9 @@ def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, r
                 dataset=dict(run.dataset),
                 tags=run.tags(),
             )
-            store = open_store(run.folder, chunk_mb=run.config.store.chunk_mb)
+            store = open_store(run.location, chunk_mb=run.config.store.chunk_mb)
             heard = Control(run.folder, lambda event, text: _incident(log, display, event, text))
-            with heard as control, renewed(fleet, roster):
+            with heard as control, renewed(fleet, roster), _leased(run, store, display):
                 yield Work(
                     run=run,
                     store=store,
@@ -284,6 +306,21 @@ def _incident(log: RunLog, display: Display, event: str, text: str) -> None:
     if event in ("daemon_back", "asked"):
         # What is done about a lost one is said by whoever lost it.
         display.message(text)
+
+
+@contextmanager
+def _leased(run: Run, store: Store, display: Display) -> Iterator[None]:
+    """Tell other hosts that this orchestrator works on the run, and stop when another does, where a file lock does not reach them."""
+    if not is_remote(run.location):
+        yield
+        return
+
+    def stop(text: str) -> None:
+        display.message(f"{text}; this one stops")
+        _thread.interrupt_main()
+
+    with leases.beating(store, run.term, stop):
+        yield
 
 
 def make_tracker(run: Run, display: Display) -> Tracker:

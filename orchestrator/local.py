@@ -58,18 +58,19 @@ def local_specs(config: RunConfig) -> list[LocalSpec]:
 class LocalDaemons:
     """The local daemons of a run: started together on entering the context, stopped on leaving it, whatever happens.
 
-    addresses: of the searchers, and of the learner, in the order of `specs`.
+    addresses: of the searchers, and of the learner, in the order of `specs`. root: folder of their logs. store: their `--store`, by default
+    the same.
     """
 
-    def __init__(self, specs: Sequence[LocalSpec], root: Path) -> None:
+    def __init__(self, specs: Sequence[LocalSpec], root: Path, *, store: str = "") -> None:
         self._specs = specs
-        self._root = root
+        self._root, self._store = root, store or str(root)
         self._daemons: list[_Daemon] = []
 
     def __enter__(self) -> Self:
         try:
             for spec in self._specs:
-                self._daemons.append(_Daemon(spec, self._root))
+                self._daemons.append(_Daemon(spec, self._root, self._store))
             deadline = time.monotonic() + READY_S
             for daemon in self._daemons:
                 daemon.wait_ready(deadline)
@@ -109,13 +110,13 @@ class LocalDaemons:
 class _Daemon:
     """One daemon process; `address` is set by `wait_ready`."""
 
-    def __init__(self, spec: LocalSpec, root: Path) -> None:
+    def __init__(self, spec: LocalSpec, root: Path, store: str) -> None:
         self.spec = spec
         self.address = ""
         logs = root / LOGS
         logs.mkdir(parents=True, exist_ok=True)
         self._log = logs / f"{spec.service}-{os.getpid()}-{spec.number}.log"
-        command = [sys.executable, "-m", spec.service, "serve", "--listen", "127.0.0.1:0", "--store", str(root)]
+        command = [sys.executable, "-m", spec.service, "serve", "--listen", "127.0.0.1:0", "--store", store]
         command += ["--device", spec.device, "--threads", str(spec.threads), "--exit-with-stdin"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

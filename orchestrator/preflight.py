@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import repsearch
 from orchestrator.policies import RoundPlan, RoundPolicy, make_policy, variants_of
+from orchestrator.remote import check_store_root
 from orchestrator.report import RoundReport, imagined
 from orchestrator.runs import check_root, run_root
 from repsearch.archives import check_archive
@@ -72,6 +73,7 @@ def check_run(config: RunConfig, data: Data | None = None) -> Preflight:
     policy = make_policy(config)
     policy.check(config)
     check_root(run_root(config))
+    check_store_root(config.store.root)
     _check_objective(config, policy)
     _check_targets(config)
     _check_devices(config)

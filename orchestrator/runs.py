@@ -3,12 +3,12 @@
  <run.root>/<name>/run.json            what the run is: configuration, digests, versions, term
                    config.toml         the file the run was started from
                    orchestrator.lock   held with flock while an orchestrator works on the run; says which process that is
-The lock refuses a second orchestrator on one file system; the term fences one that is paused elsewhere.
+The lock refuses a second orchestrator on one file system; the term fences one that is paused elsewhere. What is searched and learned lies
+in the folder too, or in an object store (`orchestrator.remote`), where terms are leases (`orchestrator.leases`).
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,20 +16,20 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from orchestrator.folders import make_folder
+from orchestrator.remote import create_in_store, is_remote
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, StoreError
 from repsearch.failpoints import reach
 from store import layout, open_store
 from store.base import DocumentStore
-from store.files import PARTIAL, remove_folder, sync
 
-CONFIG_FILE = "config.toml"
 LOCK_FILE = "orchestrator.lock"
 BASELINE = "-baseline"
 DEFAULT_ROOT = Path("runs")
@@ -61,6 +61,12 @@ class Run:
     baseline_of: str = ""
     study: Mapping[str, Any] = field(default_factory=dict)
     sweep: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def location(self) -> str:
+        """Where its store is: its folder, or a place in an object store."""
+        root = self.config.store.root
+        return f"{root}/{self.name}" if root else str(self.folder)
 
     def document(self) -> dict[str, Any]:
         """Return the contents of `run.json`."""
@@ -170,15 +176,18 @@ def check_root(root: Path) -> None:
         raise StoreError(f"run.root: {root}: {existing} is not writable; name a folder that can be written")
 
 
-def choose_name(root: Path, stem: str, name: str | None, *, baseline: bool) -> str:
+def choose_name(root: Path, stem: str, name: str | None, *, baseline: bool, elsewhere: Collection[str] = ()) -> str:
     """Return the name of a new run: `name` if it is free, else `stem` and the next free number.
+
+    elsewhere: further names that are taken.
 
     Raises `ConfigError` for a name that is no file name and `StoreError` for one that is taken, by a run or by its baseline.
     """
     if name is None:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
         pattern = re.compile(re.escape(stem) + r"-(\d+)(?:-baseline)?")
-        matches = [pattern.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+        there = [path.name for path in root.iterdir()] if root.is_dir() else []
+        matches = [pattern.fullmatch(text) for text in (*there, *elsewhere)]
         return f"{stem}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit")
@@ -187,28 +196,16 @@ def choose_name(root: Path, stem: str, name: str | None, *, baseline: bool) -> s
             raise StoreError(
                 f"{root / taken}: the run name is taken; choose another with --name, or resume it: orchestrator resume {root / taken}"
             )
+        if taken in elsewhere:
+            raise StoreError(f"{taken}: the run name is taken in store.root; choose another with --name")
     return name
 
 
 def create_folder(run: Run, toml: bytes) -> None:
-    """Make the run's folder with `config.toml` and `run.json`, whole or not at all; raises `StoreError` if the folder is there."""
-    reach("run.folder.before")
-    temporary = run.folder.with_name(f".{run.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        temporary.mkdir(parents=True)
-        (temporary / CONFIG_FILE).write_bytes(toml)
-        documents(temporary).write_document(layout.RUN_DOCUMENT, run.document(), create=True)
-        reach("run.folder.filled")
-        # Renaming replaces an empty folder, which is nobody's run, and refuses any other.
-        temporary.rename(run.folder)
-        sync(run.folder.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise StoreError(f"{run.folder}: the run name is taken; choose another with --name") from None
-        raise StoreError(f"{run.folder}: cannot be made: {error.strerror}; set run.root to a folder that can be written") from None
-    finally:
-        remove_folder(temporary, missing_ok=True)
-    reach("run.folder.after")
+    """Make the run's folder, and what its store begins with; raises `StoreError` if there is a run of this name."""
+    if is_remote(run.location):
+        create_in_store(run.location, run.document(), toml)
+    make_folder(run.folder, run.document(), toml, run.location)
 
 
 def new_run_id() -> str:
@@ -218,6 +215,8 @@ def new_run_id() -> str:
 
 def find_run(text: str) -> Path:
     """Return the folder of run `text`: a folder, or a name under `runs`; raises `StoreError` if there is no such run."""
+    if is_remote(text):
+        raise StoreError(f"{text}: name the run's folder; where it is lost, `orchestrator resume {text}` makes it again and goes on")
     for folder in (Path(text), DEFAULT_ROOT / text):
         if (folder / layout.RUN_DOCUMENT).is_file():
             return folder.absolute()
@@ -245,10 +244,11 @@ def open_run(folder: Path) -> Run:
 def save_run(run: Run) -> None:
     """Rewrite `run.json`, whole or not at all."""
     reach("run.term.before")
-    documents(run.folder).write_document(layout.RUN_DOCUMENT, run.document(), create=False)
+    for place in dict.fromkeys((run.location, str(run.folder))):
+        open_store(place).write_document(layout.RUN_DOCUMENT, run.document(), create=False)
     reach("run.term.after")
 
 
 def documents(folder: Path) -> DocumentStore:
-    """Return the store of the run in `folder`, for its documents."""
+    """Return the documents in `folder` itself."""
     return open_store(str(folder))

@@ -181,7 +181,7 @@ def written(work: Work, job: jobs_pb2.Job) -> Reference:
         work.store.manifest(reference)
     except StoreError as error:
         raise StoreError(
-            f"{error}\na daemon says that it wrote this to the run's folder, {work.run.folder}; "
+            f"{error}\na daemon says that it wrote this to the run's store, {work.run.location}; "
             "is its --store the same folder (or the same share) as this orchestrator's run.root?"
         ) from None
     return reference

@@ -12,10 +12,14 @@ from typing import Any
 from orchestrator.control import NOW_FILE, read_json, stopped
 from orchestrator.journal import Record, last_of_run, read_journal
 from orchestrator.live import text_of
+from orchestrator.remote import is_remote, location_of
 from orchestrator.runs import open_run
 from orchestrator.steering import working_on
 from repsearch.windows import windows_of
-from store import layout
+from store import layout, open_store
+
+RETRY_S = 10.0
+"""Seconds for which a store that does not answer is asked again."""
 
 
 def status_of(folder: Path) -> dict[str, Any]:
@@ -131,7 +135,14 @@ def _phase(folder: Path, records: Sequence[Record], round: int, *, study: bool) 
     if not _plan(records, round).get("search", True):
         return "learn"
     # A setting of a study is searched only.
-    return "learn" if not study and (folder / layout.round_document(round)).exists() else "search"
+    if study:
+        return "search"
+    path = layout.round_document(round)
+    if is_remote(location := location_of(folder)):
+        searched = path.rpartition("/")[2] in open_store(location, retry_s=RETRY_S).documents(layout.round_folder(round))
+    else:
+        searched = (folder / path).exists()
+    return "learn" if searched else "search"
 
 
 def _plan(records: Sequence[Record], round: int) -> Mapping[str, Any]:
@@ -141,9 +152,12 @@ def _plan(records: Sequence[Record], round: int) -> Mapping[str, Any]:
 
 
 def _shards(folder: Path, round: int, examples: int, size: int | str) -> dict[str, int | None]:
-    # Looked up in the file system: opening the store would import zarr, which is slow, and here the names say enough.
-    paths = (folder / layout.search_folder(round)).glob("*-a*/MANIFEST.json")
-    done = {layout.parse_shard_name(path.parent.name)[0] for path in paths}
+    if is_remote(location := location_of(folder)):
+        names = open_store(location, retry_s=RETRY_S).committed(layout.search_folder(round))
+    else:
+        # Looked up in the file system, where the names say enough.
+        names = [path.parent.name for path in (folder / layout.search_folder(round)).glob("*-a*/MANIFEST.json")]
+    done = {layout.parse_shard_name(name)[0] for name in names}
     return {"shards_done": len(done), "shards": -(-examples // size) if isinstance(size, int) else None}
 
 

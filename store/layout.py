@@ -12,6 +12,8 @@ stream/targets/00000123-a1001.pack           targets of window 123 of a streamed
 stream/networks/00000123-a1001.pack          the network learned from it
 stream/states/00000123-a1001.pack            the learner's state after it, where a segment ends
 stream/segments/00000100.json                what is committed of a streamed run: the rounds from 100 to the next segment
+config.json                                  the file the run was started from, of a store that is not the run's folder
+terms/00002.json, 00002-beat.json            who works on the run in term 2, and that it does, of such a store
 pruned.json                                  the round below which targets and networks were removed
 """
 

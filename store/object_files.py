@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from repsearch.errors import StoreError
+from repsearch.failpoints import reach
 from store.paths import check_path
 from store.patience import Patience
 from store.retrying import RemoteError, answered
@@ -88,7 +89,9 @@ class ObjectFiles:
         """Put an object, as `Files.write` says; it stays in any case."""
         if create:
             return self._create(key, data)
+        reach("store.replace.before")
         self._ask(lambda: self._objects.put(key, data, use_multipart=False))
+        reach("store.replace.after")
         return True
 
     def output(self, key: str) -> ObjectOutput:
@@ -106,12 +109,16 @@ class ObjectFiles:
 
     def remove(self, key: str, *, durable: bool) -> None:
         """Remove an object, as `Files.remove` says."""
+        reach("store.remove.before")
         self._ask(lambda: self._objects.delete(key))
+        reach("store.remove.after")
 
     def remove_folder(self, folder: str, *, durable: bool) -> None:
         """Remove all below a folder, as `Files.remove_folder` says."""
         if keys := self.below(folder):
+            reach("store.clear.before")
             self._ask(lambda: self._objects.delete(keys))
+            reach("store.clear.after")
 
     def flush_folder(self, folder: str) -> None:
         """Do nothing: there are no folders."""
@@ -143,11 +150,14 @@ class ObjectFiles:
             self._objects.put(key, data, mode="create", attributes={WRITER: writer}, use_multipart=False)
             return True
 
+        reach("store.create.before")
         try:
-            return self._ask(put)
+            created = self._ask(put)
         except FileExistsError:
             # Perhaps by a try of this very put, whose answer was lost.
-            return self._writer(key) == writer
+            created = self._writer(key) == writer
+        reach("store.create.after")
+        return created
 
     def _writer(self, key: str) -> str:
         try:

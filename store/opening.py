@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from repsearch.errors import StoreError
 from store.access import Files
 from store.base import Store
-from store.files import on_network
+from store.files import failures, on_network
 from store.local_files import LocalFiles
 from store.memory_store import MemoryStore
 from store.patience import Patience
@@ -28,17 +28,18 @@ SHARED_LATE_S = 90.0
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
-def open_store(location: str | Path, *, chunk_mb: float = 4.0, late_s: float | None = None) -> Store:
+def open_store(location: str | Path, *, chunk_mb: float = 4.0, late_s: float | None = None, retry_s: float | None = None) -> Store:
     """Return the store at `location`: a local path, `file:///path`, `s3://bucket/prefix`, or `memory:` (a new, empty store each time).
 
-    Nothing is created before the first write, and nothing asked of a remote store. `chunk_mb` is the size of a chunk in MB; `late_s`,
-    seconds after which what another process wrote is seen for sure, by default according to where the store lies. Raises `StoreError`
-    for any other scheme, for a path that is not a folder, and where the client of a remote store is not installed.
+    Nothing is created before the first write, and nothing asked of a remote store. `chunk_mb` is the size of a chunk in MB. By default
+    according to where the store lies: `late_s`, seconds after which what another process wrote is seen for sure, and `retry_s`, seconds
+    for which a request that fails is tried again. Raises `StoreError` for any other scheme, for a path that is not a folder, and where
+    the client of a remote store is not installed.
     """
     if str(location) == "memory:":
         return MemoryStore(chunk_mb=chunk_mb)
     if is_remote(str(location)):
-        files: Files = _object_files(str(location))
+        files: Files = _object_files(str(location), None if retry_s is None else Patience(retry_s))
         late_s = REMOTE_LATE_S if late_s is None else late_s
     else:
         files = LocalFiles(_local_path(location))
@@ -54,6 +55,12 @@ def is_remote(location: str) -> bool:
 def check_remote(location: str) -> None:
     """Raise `StoreError` unless the object store at `location` can be used; leaves nothing there."""
     _object_files(location, Patience(CHECK_S)).check()
+
+
+def folders_in(location: str) -> list[str]:
+    """Return the names of the folders directly below `location`, which is in an object store."""
+    with failures(f"{location}: cannot be listed"):
+        return _object_files(location, Patience(CHECK_S)).entries("")[1]
 
 
 def _object_files(location: str, patience: Patience | None = None) -> ObjectFiles:

@@ -44,7 +44,8 @@ def test_store_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for store, words in (
         (str(tmp_path / "file"), "is not a writable folder"),
         ("/proc/none", "not a writable"),
-        ("s3://b/r", "only local folders"),
+        ("s3://b/r", "know folders only"),
+        ("gs://b/r", "only folders and s3://"),
     ):
         result = refused("--listen", "127.0.0.1:0", "--store", store)
         assert result.returncode == 4 and words in result.stderr and result.stderr.count("\n") == 1

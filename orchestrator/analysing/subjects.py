@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from orchestrator.execution import is_finished, resume_command
 from orchestrator.journal import read_journal
+from orchestrator.remote import store_of
 from orchestrator.report import RoundReport
 from orchestrator.rounds import learned_by, load_reports
 from orchestrator.runs import BASELINE, Run, open_run
 from orchestrator.searching import SearchRecord, load_search
 from orchestrator.status import state_of
 from repsearch.errors import ConfigError, StoreError
-from store import Reference, Store, open_store
+from store import Reference, Store
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _subject(run: Run, round: int | None, points: int) -> Subject:
     if not is_finished(run.folder):
         main = run.folder.with_name(run.baseline_of) if run.baseline_of else run.folder
         raise StoreError(f"{run.folder}: the run is not finished ({state_of(run.folder)}); resume it: {resume_command(main)}")
-    store = open_store(run.folder)
+    store = store_of(run.folder)
     reports = load_reports(store)
     number = len(reports) - 1 if round is None else round
     if not 0 <= number < len(reports):

@@ -22,6 +22,7 @@ from orchestrator.learning import learn_network
 from orchestrator.policies import RoundPlan
 from orchestrator.preflight import Preflight, check_run
 from orchestrator.progress import Display
+from orchestrator.remote import refuse_store_root
 from orchestrator.runs import Run, RunLock, choose_name, create_folder, open_run, run_root, save_run
 from orchestrator.searching import initial_network, search_round
 from orchestrator.studies import STUDIES
@@ -70,6 +71,7 @@ def prepare(kind: str, path: Path, overrides: Sequence[str], name: str | None, f
     """
     table = study_table(kind, [text for text in overrides if text.startswith(OVERRIDE)], fields)
     config = study_config(load_config(path, [text for text in overrides if not text.startswith(OVERRIDE)]))
+    refuse_store_root(config.store.root, "a study")
     chosen = choose_name(run_root(config), f"{path.stem}-{kind}", name, baseline=False)
     preflight, study, settings = _checked(config, table)
     return Prepared(chosen, path.read_bytes(), table, preflight, study, settings)

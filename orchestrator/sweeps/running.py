@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.progress import Display
+from orchestrator.remote import refuse_store_root
 from orchestrator.runs import DEFAULT_ROOT, RunLock, choose_name, run_root
 from orchestrator.sweeps.pool import Workers
 from orchestrator.sweeps.settings import Sweep, check_sweep, load_sweep, parse_sweep
@@ -54,6 +55,7 @@ class Best:
 def prepare(path: Path, overrides: Sequence[str], name: str | None, jobs: int) -> Prepared:
     """Return the sweep of configuration file `path`, fully checked; writes and starts nothing."""
     sweep = load_sweep(path, overrides)
+    refuse_store_root(sweep.config({}).store.root, "a sweep")
     config = check_sweep(sweep)
     _check_jobs(config, jobs)
     root = run_root(config)

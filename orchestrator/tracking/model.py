@@ -27,6 +27,7 @@ EXAMPLES = 2
 def load_network(run_folder: Path, config: Mapping[str, Any], *, path: str, digest: str) -> tuple[SearchableNetwork, Any]:
     """Return the committed network at `path` of the run's store, in evaluation mode, and example images (uint8 numpy, NCHW)."""
     import store
+    from orchestrator.remote import store_of
     from repsearch.config import parse_config
     from repsearch.datasets import load_data
     from repsearch.networks import build_network, load_arrays
@@ -35,7 +36,7 @@ def load_network(run_folder: Path, config: Mapping[str, Any], *, path: str, dige
     parsed = parse_config(config)
     data = load_data(parsed.dataset, seed=parsed.run.seed)
     network = build_network(parsed.network, data, seed=parsed.run.seed, purpose="learned")
-    load_arrays(network, read_parameters(store.open_store(str(run_folder)), store.Reference(path, digest)))
+    load_arrays(network, read_parameters(store_of(run_folder), store.Reference(path, digest)))
     return network.eval(), data.test.images[:EXAMPLES].numpy()
 
 

@@ -46,6 +46,7 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     parts = {section: dump[section] for section in sections}
     # Where the data lie does not matter: the dataset digest tells which they are.
     parts["dataset"] = {key: value for key, value in parts["dataset"].items() if key not in ("root", "download")}
+    parts["store"] = {key: value for key, value in parts["store"].items() if key != "root"}
     if parts["search"]["micro_batch"] != "auto":
         # A budget that chooses nothing changes no result.
         parts["search"] = {key: value for key, value in parts["search"].items() if key != "memory_mb"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -250,6 +251,17 @@ class StoreConfig(Section):
     """Precision of stored targets. Parameters and checkpoints are always stored exactly."""
     chunk_mb: float = Field(default=4.0, gt=0, le=64)
     """Size of a chunk in MB."""
+    root: str = ""
+    """Where runs keep what is searched and learned: `s3://bucket/prefix` (extra `s3`, see remote-stores.md); empty: in `run.root`."""
+
+    @field_validator("root")
+    @classmethod
+    def _in_an_object_store(cls, root: str) -> str:
+        if root and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\\\s]+)*", root):
+            raise ValueError(f"{root!r} is not s3://bucket/prefix, without '/' at its end; a folder is named by run.root")
+        if "/../" in f"{root}/" or "/./" in f"{root}/":
+            raise ValueError(f"{root!r} is not in normal form; leave out '.' and '..'")
+        return root
 
 
 class TrackingConfig(Section):

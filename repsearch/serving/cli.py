@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from repsearch.errors import ConfigError, RepSearchError
 from repsearch.serving import logs
 from repsearch.serving.jobs import Service
 from repsearch.serving.lease import Orphaned
+from repsearch.serving.places import place, refuse_remote
 from repsearch.serving.protection import Protection, check_protection, read_secrets
 
 
@@ -26,8 +28,11 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-def build_app(service: Service, job_function: str) -> typer.Typer:
-    """Return the command line of `service`, whose jobs `job_function` ("module:attribute") runs."""
+def build_app(service: Service, job_function: str, check_remote: Callable[[str], None] = refuse_remote) -> typer.Typer:
+    """Return the command line of `service`, whose jobs `job_function` ("module:attribute") runs.
+
+    check_remote: raises `StoreError` unless jobs can use the object store at a location.
+    """
     app = typer.Typer(
         name=service, help=f"The {service} daemon of RepSearch.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
     )
@@ -41,7 +46,7 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
     @app.command(help=f"Serve {service} jobs until stopped. SIGTERM drains; a second one stops at once.")
     def serve(
         listen: Annotated[str, typer.Option(help="host:port to listen on; port 0 chooses a free one.")],
-        store: Annotated[str, typer.Option(help="Folder that holds the runs; jobs may use nothing outside it.")],
+        store: Annotated[str, typer.Option(help="Folder, or s3://bucket/prefix, that holds the runs; jobs may use nothing outside it.")],
         device: Annotated[str, typer.Option(help="torch device to compute on: cpu, cuda:0, ...")] = "cpu",
         threads: Annotated[int, typer.Option(help="CPU threads to compute with.", min=1)] = 1,
         log_format: Annotated[LogFormat, typer.Option(help="Form of the log lines on stderr.")] = LogFormat.text,
@@ -71,7 +76,8 @@ def build_app(service: Service, job_function: str) -> typer.Typer:
                 service=service,
                 job_function=job_function,
                 listen=listen,
-                store=Path(store),
+                store=place(store),
+                check_remote=check_remote,
                 device=device,
                 threads=threads,
                 log_format=log_format.value,

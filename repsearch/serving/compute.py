@@ -20,13 +20,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from repsearch.errors import DaemonError, JobError, RepSearchError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import devices, framing, logs
 from repsearch.serving.jobs import MAX_POINTS, Arrival, JobCancelled, JobFunction
+from repsearch.serving.places import Place, place
 
 PROGRESS_S = 0.1  # progress is sent at most this often
 _PR_SET_PDEATHSIG = 1
@@ -36,7 +36,7 @@ log = logging.getLogger("compute")
 class Context:
     """The `JobContext` of one job: reports go to the daemon, `cancel` is set by the thread that reads commands."""
 
-    def __init__(self, job_id: str, connection: socket.socket, device: str, threads: int, store_root: Path) -> None:
+    def __init__(self, job_id: str, connection: socket.socket, device: str, threads: int, store_root: Place) -> None:
         self.device, self.threads, self.store_root = device, threads, store_root
         self.cancelled = threading.Event()
         self.log: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Context:
 class Compute:
     """Serves `RunJob` commands from `connection` with `function` until the daemon is gone."""
 
-    def __init__(self, connection: socket.socket, function: JobFunction, device: str, threads: int, store_root: Path) -> None:
+    def __init__(self, connection: socket.socket, function: JobFunction, device: str, threads: int, store_root: Place) -> None:
         self._connection, self._function = connection, function
         self._device, self._threads, self._store_root = device, threads, store_root
         self._jobs: queue.SimpleQueue[tuple[compute_pb2.RunJob, Context]] = queue.SimpleQueue()
@@ -193,7 +193,7 @@ def main() -> int:
         return 1
     hello = compute_pb2.Hello(pid=os.getpid(), device=options.device, device_name=name)
     framing.send(connection, compute_pb2.Report(hello=hello))
-    Compute(connection, function, options.device, options.threads, Path(options.store)).serve()
+    Compute(connection, function, options.device, options.threads, place(options.store)).serve()
     return 0
 
 

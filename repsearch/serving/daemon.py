@@ -17,9 +17,9 @@ import socket
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from repsearch import __version__
@@ -30,6 +30,7 @@ from repsearch.serving.jobs import Service
 from repsearch.serving.lease import Caretaker, Leases, Orphaned
 from repsearch.serving.metrics import TableCollector, check_metrics, serve_metrics
 from repsearch.serving.paths import prepare_root
+from repsearch.serving.places import Place, refuse_remote
 from repsearch.serving.protection import OPENED, Protection, Secrets, check_protection, is_loopback, read_secrets, split_address
 from repsearch.serving.servicer import Health, JobServicer, Streams, build_server, server_credentials
 from repsearch.serving.supervisor import Options, Supervisor
@@ -255,7 +256,8 @@ def serve(
     service: Service,
     job_function: str,
     listen: str,
-    store: Path,
+    store: Place,
+    check_remote: Callable[[str], None] = refuse_remote,
     device: str,
     threads: int,
     log_format: str,
@@ -283,7 +285,7 @@ def serve(
     if metrics:
         check_metrics(metrics, protection)
     secrets = read_secrets(protection)
-    options = Options(service, job_function, device, threads, prepare_root(store), log_format, incarnation)
+    options = Options(service, job_function, device, threads, prepare_root(store, check_remote), log_format, incarnation)
     if protection.insecure and not is_loopback(split_address(listen)[0]):
         log.warning("INSECURE: %s is open: %s", listen, OPENED.format(store=options.store_root))
     daemon = Daemon(service, options, listen, grace_s, secrets, orphaned, orphaned_after_s)

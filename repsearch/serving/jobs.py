@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from repsearch.rpc.v1 import jobs_pb2
+    from repsearch.serving.places import Place
 
 
 class JobCancelled(Exception):  # noqa: N818 (an outcome, not an error)
@@ -27,7 +27,7 @@ class Arrival:
 class JobContext(Protocol):
     """What a job may use of the process it runs in.
 
-    `device` is a torch device name, `threads` the number of CPU threads to use, `store_root` the folder that holds all runs.
+    `device` is a torch device name, `threads` the number of CPU threads to use, `store_root` the place that holds all runs.
     """
 
     @property
@@ -37,7 +37,7 @@ class JobContext(Protocol):
     def threads(self) -> int: ...
 
     @property
-    def store_root(self) -> Path: ...
+    def store_root(self) -> Place: ...
 
     def progress(self, done: int, total: int, *, unit: str, text: str = "", search: jobs_pb2.SearchState | None = None) -> None:
         """Report that `done` of `total` units are done; call it whenever work advances, it is cheap. Only the newest report is kept."""

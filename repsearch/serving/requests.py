@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving.jobs import Service
 from repsearch.serving.limits import check_size
 from repsearch.serving.paths import check_item_paths, check_paths
+from repsearch.serving.places import Place, place
 from repsearch.serving.refusals import BadRequest
 
 SPECS: dict[Service, tuple[str, ...]] = {
@@ -17,7 +16,7 @@ SPECS: dict[Service, tuple[str, ...]] = {
 ITEMS: dict[Service, tuple[str, ...]] = {"searcher": ("search", "end"), "learner": ("learn", "end")}
 
 
-def admit(service: Service, root: Path, request: jobs_pb2.StartRequest) -> jobs_pb2.StartRequest:
+def admit(service: Service, root: Place, request: jobs_pb2.StartRequest) -> jobs_pb2.StartRequest:
     """Return a copy of `request` whose run_path is absolute and inside `root`; a Refusal that says what is wrong with it otherwise."""
     check_size(request)
     for name in ("request_id", "run_id"):
@@ -37,5 +36,5 @@ def admit_item(service: Service, run_path: str, request: jobs_pb2.PushRequest) -
     kind = request.item.WhichOneof("kind")
     if kind not in ITEMS[service]:
         raise BadRequest(f"a {service} takes no item {kind or 'without a kind'}; it takes {', '.join(ITEMS[service])}")
-    check_item_paths(Path(run_path), request.item)
+    check_item_paths(place(run_path), request.item)
     return request

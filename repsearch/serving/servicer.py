@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +21,7 @@ from repsearch.serving import refusals
 from repsearch.serving.jobs import Service
 from repsearch.serving.lease import Leases
 from repsearch.serving.limits import MESSAGE_BYTES, check_size
+from repsearch.serving.places import Place
 from repsearch.serving.protection import Secrets
 from repsearch.serving.requests import admit, admit_item
 from repsearch.serving.table import Table
@@ -86,7 +86,7 @@ class JobServicer:
     """The six calls of `Searcher` and `Learner`."""
 
     def __init__(
-        self, service: Service, root: Path, table: Table, info: Callable[[], jobs_pb2.Info], streams: Streams, leases: Leases | None = None
+        self, service: Service, root: Place, table: Table, info: Callable[[], jobs_pb2.Info], streams: Streams, leases: Leases | None = None
     ) -> None:
         self._service, self._root, self._table, self._info, self._streams = service, root, table, info, streams
         self._leases = leases or Leases()

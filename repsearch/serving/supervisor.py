@@ -16,11 +16,11 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from repsearch.errors import KINDS
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
 from repsearch.serving import framing, logs
+from repsearch.serving.places import Place
 from repsearch.serving.table import Table
 from repsearch.serving.threads import thread_environment
 
@@ -38,7 +38,7 @@ class Options:
     job_function: str
     device: str
     threads: int
-    store_root: Path
+    store_root: Place
     log_format: str
     incarnation: str = ""
 
