@@ -67,7 +67,8 @@ enabled = false
 """
 
 KINDS = {
-    "closed": ("learn.snapshots=1",),
+    # An archive keeps old rounds for longer than these runs last, so only one kind has it: the other removes some.
+    "closed": ("learn.snapshots=1", "search.archive=0"),
     "streaming": ("rounds.policy={name='streaming', max_staleness=0, commit_seconds=0}",),
 }
 """Settings of a run of each kind."""

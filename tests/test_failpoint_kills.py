@@ -109,5 +109,5 @@ def test_killed_daemon(bench: Bench, undisturbed: Undisturbed, kind: str, progra
 
 
 def test_every_failpoint_was_killed_at(bench: Bench, undisturbed: Undisturbed) -> None:
-    """To be run with the tests above; those of tracking are in `test_failpoint_tracking`."""
+    """To be run with the tests above; those of tracking are in `test_tracking_resume`."""
     assert sorted(set(POINTS) - killed_at - TRACKED) == []

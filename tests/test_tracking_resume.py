@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from orchestrator.tracking.connect import connect
 from orchestrator.tracking.mirror import Mirror
 from orchestrator.tracking.state import STATE_NAME, load_state
 from orchestrator.tracking.system import SystemMetrics
+from repsearch.failpoints import POINTS, VARIABLE
 from tests.tracking_helpers import (
     EXPERIMENT,
     begin,
@@ -28,6 +33,8 @@ from tests.tracking_helpers import (
     whole_round,
     whole_run,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -120,6 +127,20 @@ def test_a_tracker_killed_anywhere_leaves_nothing_double(tmp_path: Path, keep_st
             (folder / STATE_NAME).unlink()
         track(folder, uri)
         assert results(held(uri)) == expected, length
+
+
+@pytest.mark.faults
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("moment", [f"{point}@{count}" for point in POINTS if point.startswith("tracking.") for count in (1, 3)])
+def test_a_tracker_killed_at_a_failpoint_leaves_nothing_double(tmp_path: Path, uri: str, moment: str) -> None:
+    whole_run(whole := tmp_path / "whole", rounds=1)
+    track(whole, undisturbed := database(whole))
+    shutil.copy(whole / "journal.jsonl", tmp_path)
+    program = f"from pathlib import Path; from tests.test_tracking_resume import track; track(Path({str(tmp_path)!r}), {uri!r})"
+    died = subprocess.run([sys.executable, "-c", program], env={**os.environ, VARIABLE: moment}, cwd=ROOT, check=False, timeout=120)
+    assert died.returncode == -signal.SIGKILL
+    track(tmp_path, uri)
+    assert results(held(uri)) == results(held(undisturbed))
 
 
 def test_a_run_deleted_in_mlflow_is_logged_anew(tmp_path: Path, uri: str) -> None:
