@@ -166,7 +166,7 @@ def test_token_is_nowhere_but_in_its_file(files: Path, tmp_path: Path, protected
     assert command.wait() == 0, command.text()
     secret = (files / "token").read_bytes().strip()
     places = [path for path in tmp_path.rglob("*") if path.is_file() and path != files / "token"]
-    assert {"run.json", "journal.jsonl", "mlflow.db", "runs.log"} <= {path.name for path in places}
+    assert {"run.json", "journal.jsonl", "mlflow.db", "runs-searcher.log", "runs-learner.log"} <= {path.name for path in places}
     assert [path for path in places if secret in path.read_bytes()] == []
     assert not any(secret in text for text in seen)
 

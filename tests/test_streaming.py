@@ -85,7 +85,7 @@ class Daemons:
 
 
 QUIET = PlainDisplay(Console(quiet=True))
-SOME_SEGMENTS = "stream/segments/0000000[2-6].json"
+SOME_SEGMENTS = "stream/segments/0000000[1-8].json"
 STREAM = "rounds.policy={name='streaming', max_staleness=%d, commit_seconds=%s}"
 
 

@@ -35,7 +35,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Daem
 
 
 def stream(root: Path, name: str, *settings: str) -> BackgroundRun:
-    prepared = execution.prepare(root / "windows.toml", [STREAM % (0, 0.2), ROUNDS, *settings], name)
+    prepared = execution.prepare(root / "windows.toml", [STREAM % (0, 0), ROUNDS, *settings], name)
     return BackgroundRun(root / name, lambda display: execution.start(prepared, display))
 
 
