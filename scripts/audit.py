@@ -17,7 +17,7 @@ from typing import Any
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 COMMAND = (sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--format", "json", "--progress-spinner", "off")
 WITHIN_S = 300
-ELSEWHERE = "run `make audit` where pypi.org can be reached"
+ELSEWHERE = "run `make audit` where the vulnerability service of pip-audit can be reached"
 
 
 def main(command: Sequence[str] = COMMAND, pyproject: Path = PYPROJECT) -> int:
