@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_kernels_equal_the_reference_in_the_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton comes with torch's CUDA wheels")
