@@ -21,7 +21,7 @@ from orchestrator.journal import read_journal
 from orchestrator.progress import PlainDisplay
 from repsearch.errors import StoreError
 from repsearch.failpoints import VARIABLE
-from tests.failpoint_runs import Bench, Facts, facts, problems
+from tests.failpoint_runs import KINDS, Bench, Facts, facts, problems
 from tests.serving_processes import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -148,7 +148,7 @@ def test_a_clock_that_jumps_by_an_hour_changes_nothing(bench: Bench, undisturbed
 
     monkeypatch.setattr("time.time", jumping)
     run = bench.next_run("closed")
-    execution.start(execution.prepare(bench.config, ["learn.snapshots=1"], run.name), QUIET)
+    execution.start(execution.prepare(bench.config, list(KINDS["closed"]), run.name), QUIET)
     assert problems(bench, run, undisturbed) == []
     times = [record["time"] for record in read_journal(run)]
     assert max(times) - min(times) > 3600
