@@ -143,7 +143,8 @@ def test_figures_are_in_mlflow_and_in_the_status_while_the_search_goes_on(tmp_pa
         finally:
             compute.resume()
         final = awaited(process, lambda: late if "search/block0/cross_entropy" in (late := metrics_of(connection)) else None)
-    assert found["search/live/block0/cross_entropy"][0][0] == status["images_done"]
+    # What the daemon told before its process was stopped may reach the status, read later, and not MLflow.
+    assert 0 < found["search/live/block0/cross_entropy"][0][0] <= status["images_done"] < 200
     assert {"search/live/logits/solved", "search/live/evaluations_per_s", "search/live/seconds_left"} <= found.keys()
     (early_curve,) = [curve for key, curve in found.items() if re.fullmatch(r"search/after_\d+_percent/block0/cross_entropy", key)]
     assert [step for step, _ in early_curve] == list(range(31))
