@@ -8,23 +8,21 @@ import torch
 from torch import Tensor
 
 from learner.batches import Batch
-from learner.rules.base import Estimate, PlainRule, Problem, State
-from learner.rules.decorrelation import Decorrelation, merge, merged, separate
+from learner.rules.base import Estimate, Problem, State
+from learner.rules.decorrelation import DecorrelatingRule, merged
 from learner.rules.layers import running
 from learner.rules.passes import layers_of
 from repsearch.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backprop(PlainRule):
+class Backprop(DecorrelatingRule):
     """The gradient of the objective's loss, by reverse-mode differentiation.
 
     decorrelate: train a matrix that decorrelates the inputs of each linear layer and convolution:
         `{rate = 1e-3, whiten = 0.0, share = 1.0}`, the rate, the share of it that brings variances to 1, and the share of a batch that
         correlations are taken of. The stored network has it in its weights.
     """
-
-    decorrelate: Decorrelation | None = None
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for what cannot be decorrelated."""
@@ -35,18 +33,6 @@ class Backprop(PlainRule):
                 'learn.rule.decorrelate: needs learn.compile = false and learn.precision = "float32"; set them, or leave it out'
             )
         self.decorrelate.check(layers_of(problem))
-
-    def init(self, problem: Problem, *, rng: torch.Generator) -> State:
-        """Return the decorrelation matrices; see `LearningRule.init`."""
-        return {} if self.decorrelate is None else self.decorrelate.init(layers_of(problem))
-
-    def enter(self, problem: Problem, state: State) -> None:
-        """See `LearningRule.enter`."""
-        separate(layers_of(problem), state)
-
-    def leave(self, problem: Problem, state: State) -> State:
-        """See `LearningRule.leave`."""
-        return merge(layers_of(problem), state)
 
     def estimate(self, problem: Problem, batch: Batch, state: State, *, rng: torch.Generator) -> tuple[Estimate, State]:
         """Write the gradient; see `LearningRule.estimate`. One pass forward and one backward."""

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from learner.rules.base import State
+from learner.rules.base import PlainRule, Problem, State
 from learner.rules.layers import Layer
+from learner.rules.passes import layers_of
 from repsearch.errors import ConfigError
 
 MATRIX, WEIGHT = "decorrelation/", "weight/"
@@ -68,6 +69,25 @@ class Decorrelation:
                 change_FF += self.whiten * (variance_F - 1)[:, None] * matrix_FF
             after[f"{MATRIX}{layer.name}"] = matrix_FF - self.rate * change_FF
         return after
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecorrelatingRule(PlainRule):
+    """Base of a rule that can decorrelate layer inputs: the matrices are its state, and W is what its epochs learn."""
+
+    decorrelate: Decorrelation | None = None
+
+    def init(self, problem: Problem, *, rng: torch.Generator) -> State:
+        """Return the matrices; see `LearningRule.init`."""
+        return {} if self.decorrelate is None else self.decorrelate.init(layers_of(problem))
+
+    def enter(self, problem: Problem, state: State) -> None:
+        """See `LearningRule.enter`."""
+        separate(layers_of(problem), state)
+
+    def leave(self, problem: Problem, state: State) -> State:
+        """See `LearningRule.leave`."""
+        return merge(layers_of(problem), state)
 
 
 def features(layer: Layer, input_BY: Tensor) -> Tensor:

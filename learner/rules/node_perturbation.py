@@ -27,8 +27,8 @@ from torch import Tensor
 
 from learner.batches import Batch
 from learner.objectives.base import Loss
-from learner.rules.base import Estimate, PlainRule, Problem, State
-from learner.rules.decorrelation import MATRIX, Decorrelation, merge, merged, separate
+from learner.rules.base import Estimate, Problem, State
+from learner.rules.decorrelation import MATRIX, DecorrelatingRule, merged
 from learner.rules.directions import NoiseLaw, noise
 from learner.rules.layers import Layer, running
 from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, run
@@ -57,7 +57,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodePerturbation(PlainRule):
+class NodePerturbation(DecorrelatingRule):
     """Node perturbation.
 
     variant: `np`, noise on all layers at once; `inp`, on one at a time; `anp`, on all at once, read from activities alone.
@@ -74,7 +74,6 @@ class NodePerturbation(PlainRule):
     noise: NoiseLaw = "gaussian"
     passes: Annotated[int, Field(ge=1)] = 1
     clean_pass: bool = True
-    decorrelate: Decorrelation | None = None
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for a network whose passes cannot be paired or which has other layers; warn of noise lost in rounding."""
@@ -91,18 +90,6 @@ class NodePerturbation(PlainRule):
             return changes_SB
 
         warn_of_rounding(problem, differences, "noise_std", self.noise_std)
-
-    def init(self, problem: Problem, *, rng: torch.Generator) -> State:
-        """Return the decorrelation matrices; see `LearningRule.init`."""
-        return {} if self.decorrelate is None else self.decorrelate.init(layers_of(problem))
-
-    def enter(self, problem: Problem, state: State) -> None:
-        """See `LearningRule.enter`."""
-        separate(layers_of(problem), state)
-
-    def leave(self, problem: Problem, state: State) -> State:
-        """See `LearningRule.leave`."""
-        return merge(layers_of(problem), state)
 
     @torch.no_grad()
     def estimate(self, problem: Problem, batch: Batch, state: State, *, rng: torch.Generator) -> tuple[Estimate, State]:
