@@ -11,10 +11,19 @@ from typing import Any
 from repsearch.errors import StoreError
 from repsearch.failpoints import reach
 from store import layout, open_store
+from store.base import DocumentStore
+from store.documents import require_schema
 from store.files import PARTIAL, remove_folder, sync
 
 CONFIG_FILE = "config.toml"
 STORE_FILE = "store.txt"
+
+
+def read_run_document(store: DocumentStore, place: Path | str) -> dict[str, Any]:
+    """Return `run.json` of the run in `store`, which is at `place`; raises `StoreError` unless it is there, whole and of our version."""
+    document = store.read_document(layout.RUN_DOCUMENT)
+    require_schema(f"{place}/{layout.RUN_DOCUMENT}", document, layout.RUN_SCHEMA)
+    return document
 
 
 def make_folder(folder: Path, document: Mapping[str, Any], toml: bytes, location: str) -> None:

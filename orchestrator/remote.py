@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.folders import STORE_FILE, make_folder
+from orchestrator.folders import STORE_FILE, make_folder, read_run_document
 from repsearch.errors import ConfigError, StoreError
 from store import layout, open_store
 from store.base import Store
@@ -67,7 +67,7 @@ def adopted(location: str) -> Path:
     """Return the folder of the run whose store is at `location`; made here if it is not there, as when its host was lost."""
     location = location.rstrip("/")
     store = open_store(location)
-    document = store.read_document(layout.RUN_DOCUMENT)
+    document = read_run_document(store, location)
     folder: Path = Path(document["config"]["run"]["root"]).expanduser().absolute() / str(document["name"])
     if folder.exists():
         if location_of(folder) != location:

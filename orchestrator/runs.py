@@ -22,9 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.folders import make_folder
+from orchestrator.folders import make_folder, read_run_document
 from orchestrator.remote import create_in_store, is_remote
-from repsearch.config import RunConfig
+from repsearch.config import RunConfig, parse_resolved
 from repsearch.errors import ConfigError, StoreError
 from repsearch.failpoints import reach
 from store import layout, open_store
@@ -71,7 +71,7 @@ class Run:
     def document(self) -> dict[str, Any]:
         """Return the contents of `run.json`."""
         return {
-            "schema": 1,
+            "schema": layout.RUN_SCHEMA,
             "run_id": self.run_id,
             "name": self.name,
             "term": self.term,
@@ -228,17 +228,28 @@ def find_run(text: str) -> Path:
 
 
 def open_run(folder: Path) -> Run:
-    """Return the run in `folder`; raises `StoreError` if `run.json` is missing or altered."""
-    document = documents(folder).read_document(layout.RUN_DOCUMENT)
+    """Return the run in `folder`; raises `StoreError` if `run.json` is missing, altered, or of a version that this one does not read."""
+    document = read_run_document(documents(folder), folder)
     return Run(
         folder=folder,
-        # Resolved when it was written; resolving again would import the plug-ins, and with them torch.
-        config=RunConfig.model_validate(document["config"]),
+        config=_config_of(document, folder),
         **{key: document[key] for key in ("run_id", "name", "term", "dataset", "digests", "versions", "created", "baseline_of")},
         # Folders written before there were studies and sweeps lack them.
         study=document.get("study", {}),
         sweep=document.get("sweep", {}),
     )
+
+
+def _config_of(document: Mapping[str, Any], folder: Path) -> RunConfig:
+    try:
+        # Resolved when it was written; resolving again would import the plug-ins, and with them torch.
+        return parse_resolved(json.dumps(document["config"]))
+    except ConfigError as error:
+        file, version = folder / layout.RUN_DOCUMENT, document["versions"]["repsearch"]
+        raise StoreError(
+            f"{file}: was written by another version, {version}, whose configuration this one does not read: {error}; "
+            "use the version that wrote the run"
+        ) from None
 
 
 def save_run(run: Run) -> None:

@@ -49,6 +49,13 @@ def decode(path: str, data: bytes) -> dict[str, Any]:
     return document
 
 
+def require_schema(path: str, document: Mapping[str, Any], schema: int) -> None:
+    """Raise `StoreError` unless the document at `path` is of version `schema` of its form."""
+    found = document.get("schema")
+    if found != schema:
+        raise StoreError(f"{path}: has schema {found!r}, this version reads {schema}; use the version that wrote the run")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()

@@ -24,6 +24,8 @@ import re
 from repsearch.errors import StoreError
 
 RUN_DOCUMENT = "run.json"
+RUN_SCHEMA = 1
+"""Version of a run's folder: of `run.json`, and of every other document in it; a reader refuses any other."""
 ROUNDS_FOLDER = "rounds"
 STREAM_FOLDER = "stream"
 

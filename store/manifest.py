@@ -82,8 +82,7 @@ def decode(path: str, file: str, data: bytes, *, expected: str | None = None) ->
     if expected is not None and digest != expected:
         raise StoreError(f"{file}: is not the manifest referred to (its digest differs from {expected[:12]}); {REDO}")
     body = documents.decode(file, data)
-    if body.get("schema") != SCHEMA:
-        raise StoreError(f"{file}: has schema {body.get('schema')!r}, this version reads {SCHEMA}; use the version that wrote the run")
+    documents.require_schema(file, body, SCHEMA)
     if body.get("path") != path:
         raise StoreError(f"{file}: is the manifest of {body.get('path')!r}, not of {path!r}; {REDO}")
     try:

@@ -11,6 +11,7 @@ A group of three arrays as a folder is fifteen files and folders; creating each 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ from store.paths import REDO
 
 SUFFIX = ".pack"
 _MAGIC = b"RSPACK1\n"
+"""The digit is the version of the form; a reader refuses any other."""
+_ANY_MAGIC = re.compile(rb"RSPACK(\d+)\n")
 _LENGTH_BYTES = 8
 _START_BYTES = 16_384
 """Bytes read at first: the manifest, if it is of a usual size, so that a store far away is asked once for it."""
@@ -101,6 +104,9 @@ def _head(files: Files, path: str, expected: str | None) -> tuple[Manifest, int,
     """Return the manifest, where the arrays begin, and the first bytes of the file, at least up to there."""
     file = pack_of(path)
     data = files.read(file, 0, _START_BYTES)
+    if (of_version := _ANY_MAGIC.match(data)) and not data.startswith(_MAGIC):
+        version = int(of_version[1])
+        raise StoreError(f"{path}: {_name(path)} has form {version}, this version reads 1; use the version that wrote the run")
     end = len(_MAGIC) + _LENGTH_BYTES + int.from_bytes(data[len(_MAGIC) :][:_LENGTH_BYTES], "little")
     if data.startswith(_MAGIC) and len(data) == _START_BYTES < end <= (files.sizes([file])[0] or 0):
         data = files.read(file, 0, end)

@@ -19,6 +19,7 @@ import numpy as np
 from repsearch.errors import StoreError
 from store import layout
 from store.base import Reference, RepresentationStore, Store
+from store.documents import require_schema
 from store.manifest import ArrayInfo, Manifest
 
 _READ_BYTES = 64_000_000
@@ -53,6 +54,11 @@ def verify_run(store: Store) -> list[Finding]:
             documents[path] = store.read_document(path)
         except StoreError as error:
             findings.append(Finding(path, str(error)))
+    try:
+        require_schema(layout.RUN_DOCUMENT, documents.get(layout.RUN_DOCUMENT, {"schema": layout.RUN_SCHEMA}), layout.RUN_SCHEMA)
+    except StoreError as error:
+        # What the others say would be guessed.
+        return [Finding(layout.RUN_DOCUMENT, str(error))]
     findings += _gaps(documents)
     references = {reference: None for document in documents.values() for reference in references_in(document)}
     for reference in references:

@@ -16,7 +16,7 @@ from store.verification import Finding, references_in, verify_group, verify_run
 
 
 def make_run(store: Store, rounds: int = 3) -> Store:
-    store.write_document(layout.RUN_DOCUMENT, {"config": {"rounds": {"count": 5}}}, create=True)
+    store.write_document(layout.RUN_DOCUMENT, {"schema": layout.RUN_SCHEMA, "config": {"rounds": {"count": 5}}}, create=True)
     for round in range(rounds):
         shards = [store.write(layout.shard_path(round, shard, 1), {"x": np.ones((8, 2)) * shard}, attributes={}) for shard in range(2)]
         learned = store.write(layout.learned_network_path(round, 1), {"w": np.arange(4.0)}, attributes={})

@@ -26,9 +26,12 @@ from orchestrator.sweeps.worker import Request, Result
 from orchestrator.tracking import tracking_uri
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, JobError, NumericalError, StoreError
+from store.documents import require_schema
 from store.files import replace_file
 
 SWEEP_FILE = "sweep.json"
+SCHEMA = 1
+"""Version of that file; a reader refuses any other."""
 BEST_FILE = "best.toml"
 ACCURACY = "validation/accuracy"
 
@@ -82,7 +85,9 @@ def find_sweep(text: str) -> Path | None:
 def reopen(folder: Path, jobs: int) -> Prepared:
     """Return the sweep in `folder`, fully checked."""
     try:
-        table = json.loads((folder / SWEEP_FILE).read_text())["table"]
+        document = json.loads((folder / SWEEP_FILE).read_text())
+        require_schema(str(folder / SWEEP_FILE), document, SCHEMA)
+        table = document["table"]
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{folder / SWEEP_FILE}: cannot be read: {error}") from None
     sweep = parse_sweep(table, str(folder / SWEEP_FILE))
@@ -94,7 +99,7 @@ def reopen(folder: Path, jobs: int) -> Prepared:
 def create(folder: Path, sweep: Sweep) -> None:
     """Write what the sweep in `folder` is."""
     table = {**sweep.table, "sweep": sweep.settings.model_dump()}
-    replace_file(folder / SWEEP_FILE, (json.dumps({"schema": 1, "table": table}, indent=1) + "\n").encode())
+    replace_file(folder / SWEEP_FILE, (json.dumps({"schema": SCHEMA, "table": table}, indent=1) + "\n").encode())
 
 
 def choose(folder: Path, sweep: Sweep, workers: Workers, tell: Callable[[str], None], *, jobs: int = 1) -> Best:
