@@ -22,30 +22,44 @@ _BLUR = {1: 1, 2: 1}
 
 def loop_rows(scale: Scale, images: int) -> list[Row]:
     """Return the rows for `images` training images."""
-    epochs, windows = scale.base["learn"]["epochs"], math.ceil(images / WINDOW)
     both, last = (1, 2), (2,)
-
-    def streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any]) -> Row:
-        rounds = {"policy": {"name": "streaming", "max_staleness": 1}, "count": epochs * windows, "examples_per_round": WINDOW}
-        # Figures stay; targets of a window are of no use once it is learned.
-        return Row(
-            name=f"streaming, {name}", settings={**_looped(layers, strategy), "rounds": {**rounds, "keep": {"rounds": 50}}}, space=NUDGES
-        )
-
-    closed = {"policy": "closed_loop", "count": epochs}
+    closed = {"policy": "closed_loop", "count": scale.base["learn"]["epochs"]}
     return [
         replace(BASELINE, space={"learn.objective.label_smoothing": [0.0, 0.1]}),
         replace(EVOLUTION, name="one-shot, evolution"),
         replace(CLASS_CODE, name="one-shot, class code"),
         replace(MIXED_CODE, name="one-shot, class code mixed"),
         Row(name="closed loop, evolution strategy", settings={**_looped(both, _strategy(both, 16)), "rounds": closed}, space=NUDGES),
-        streamed("evolution strategy", both, _strategy(both, 16)),
-        streamed("evolution strategy, last block", last, _strategy(last, 32)),
-        streamed("class code", both, _code(both)),
-        streamed("class code, last block", last, _code(last)),
-        streamed("gradient", both, _gradient(both, blurred=False)),
-        streamed("gradient, blurred", both, _gradient(both, blurred=True)),
+        streamed_strategy(scale, images),
+        _streamed("evolution strategy, last block", last, _strategy(last, 32), scale, images),
+        streamed_code(scale, images),
+        _streamed("class code, last block", last, _code(last), scale, images),
+        _streamed("gradient", both, _gradient(both, blurred=False), scale, images),
+        _streamed("gradient, blurred", both, _gradient(both, blurred=True), scale, images),
     ]
+
+
+def streamed_strategy(scale: Scale, images: int) -> Row:
+    """Return the row that searches blocks 1 and 2 of every window with an evolution strategy."""
+    return _streamed("evolution strategy", (1, 2), _strategy((1, 2), 16), scale, images)
+
+
+def streamed_code(scale: Scale, images: int) -> Row:
+    """Return its control, which goes towards a random code per class in the same way."""
+    return _streamed("class code", (1, 2), _code((1, 2)), scale, images)
+
+
+def _streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any], scale: Scale, images: int) -> Row:
+    windows = math.ceil(images / WINDOW)
+    count = scale.base["learn"]["epochs"] * windows
+    # Figures stay; targets of a window are of no use once it is learned.
+    rounds = {
+        "policy": {"name": "streaming", "max_staleness": 1},
+        "count": count,
+        "examples_per_round": WINDOW,
+        "keep": {"rounds": 50},
+    }
+    return Row(name=f"streaming, {name}", settings={**_looped(layers, strategy), "rounds": rounds}, space=NUDGES)
 
 
 def _looped(layers: Sequence[int], strategy: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.evidence.loop import loop_rows
+from orchestrator.evidence.loop import loop_rows, streamed_code, streamed_strategy
 from orchestrator.evidence.rows import (
     BASELINE,
     BLURRED_GRADIENT,
@@ -49,11 +49,16 @@ def _augmented(scale: Scale, images: int) -> list[Row]:
     return [row.within("", scale.augmentation) for row in (BASELINE, *searched)]
 
 
+def _augmented_loop(scale: Scale, images: int) -> list[Row]:
+    return [row.within("", scale.augmentation) for row in loop_rows(scale, images)]
+
+
 NOISES = (0.0, 0.2, 0.4)
 
 
 def _noisy(scale: Scale, images: int) -> list[Row]:
-    methods = (BASELINE, LABEL_SMOOTHING, GENERALISED, EARLY_STOPPING, CLASS_CODE, EVOLUTION, EVOLUTION_STRATEGY)
+    streamed = (streamed_strategy(scale, images), streamed_code(scale, images))
+    methods = (BASELINE, LABEL_SMOOTHING, GENERALISED, EARLY_STOPPING, CLASS_CODE, EVOLUTION, EVOLUTION_STRATEGY, *streamed)
     return [row.within(f"{noise:.0%} wrong", {"dataset.label_noise": noise}) for noise in NOISES for row in methods]
 
 
@@ -99,6 +104,7 @@ TABLES: dict[str, EvidenceTable] = {
     "table2b": EvidenceTable("Methods with wrong labels", _noisy),
     "table3": EvidenceTable("Ablations of one-shot evolution", _ablations),
     "loop": EvidenceTable("The loop", loop_rows),
+    "loop-augmented": EvidenceTable("The loop with augmentation", _augmented_loop),
 }
 
 
