@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 FUZZ_SECONDS ?= 300
 ROUNDS ?= 200
 SEED ?=
+WORKERS ?= 2
+# Tests of a module share daemons, so they stay together.
+TESTS = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 INSTALLED = $(VENV)/.installed
 
 .PHONY: setup run test test-slow faults soak check format protos docs bench fuzz audit clean
@@ -20,13 +23,13 @@ run: setup
 	$(BIN)/orchestrator run configs/digits.toml
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(TESTS) -m "not slow and not faults"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not fault"
+	$(TESTS) -m "slow and not fault"
 
 faults: setup
-	$(BIN)/python -m pytest -p tests.fault_table -m "fault or faults"
+	$(TESTS) -p tests.fault_table -m "fault or faults"
 
 soak: setup
 	$(BIN)/python -m tests.soak --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))

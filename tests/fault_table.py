@@ -133,6 +133,7 @@ CASES = {
 }
 """Number: the fault, how it is injected, and what must hold."""
 REPORT = "FAULTS_JSON"
+PROPERTY = "fault cases"
 HELD, NOT_HELD, NOT_COVERED = "held", "NOT HELD", "NOT COVERED"
 
 
@@ -140,7 +141,6 @@ class Outcomes:
     """Counts outcomes by case."""
 
     def __init__(self) -> None:
-        self.cases: dict[str, list[int]] = {}
         self.counts: dict[int, Counter[str]] = {number: Counter() for number in CASES}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -149,17 +149,18 @@ class Outcomes:
             unknown = set(numbers) - set(CASES)
             if unknown or ("fault" in item.keywords and not numbers):
                 raise pytest.UsageError(f"{item.nodeid}: no fault case {unknown or 'is named'}; there are 1 to {len(CASES)}")
-            self.cases[item.nodeid] = numbers
+            # Properties travel with the report from the process that ran the test.
+            item.user_properties.append((PROPERTY, numbers))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            for number in self.cases.get(report.nodeid, []):
+            for number in dict(report.user_properties).get(PROPERTY, []):
                 self.counts[number][report.outcome] += 1
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         result = yield  # pytest's own summary, so that the table is the end of the output
-        if session.config.option.collectonly:
+        if session.config.option.collectonly or hasattr(session.config, "workerinput"):
             return result
         verdicts = {number: verdict(counts) for number, counts in self.counts.items()}
         self._print(verdicts)
