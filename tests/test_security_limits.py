@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2, jobs_pb2_grpc
-from repsearch.serving import limits, table
+from repsearch.serving import limits, record
 from repsearch.serving.limits import check_size
 from repsearch.serving.paths import check_item_paths, check_paths
 from repsearch.serving.refusals import BadRequest, OutsideRoot, QueueFull, Refusal
@@ -159,7 +159,7 @@ def make_table() -> Table:
 
 
 def test_items_to_do_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "ITEM_LIMIT", 3)
+    monkeypatch.setattr(record, "ITEM_LIMIT", 3)
     jobs = make_table()
     job = jobs.submit(start(stream_search=jobs_pb2.StreamSearchSpec()))
     jobs.take()
@@ -174,7 +174,7 @@ def test_items_to_do_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         push(4)
     push(3)  # repeated, so that it is not one more
     jobs.item_done(jobs_pb2.ItemDone(sequence=1))
-    monkeypatch.setattr(table, "ITEM_BYTES", 100)
+    monkeypatch.setattr(record, "ITEM_BYTES", 100)
     with pytest.raises(QueueFull):
         push(4, "x" * 100)
     push(4)

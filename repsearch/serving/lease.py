@@ -17,7 +17,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from repsearch.serving.table import Table, Unfinished
+    from repsearch.serving.record import Unfinished
+    from repsearch.serving.table import Table
 
 KEEP_RUNS = 1000
 """Runs that are remembered, those heard of last; a job of any other is not orphaned."""

@@ -1,10 +1,7 @@
-"""The state of all jobs of a daemon: queue, terms, events. Knows neither gRPC nor processes.
+"""All jobs of a daemon: queue, terms, who must stop. Knows neither gRPC nor processes; one job is in `repsearch.serving.record`.
 
-A job is QUEUED, RUNNING, then SUCCEEDED, FAILED or CANCELLED. Its changes of state and its points are events with sequence numbers
-from 1; they are kept as long as the job is, so that a watcher can begin anywhere. Progress is not kept: only its newest value is, and
-watchers get it as heartbeats. Memory is bounded: `MAX_POINTS` points a job, `ITEM_LIMIT` items and `ITEM_BYTES` bytes of them that a
-stream job has yet to do, and finished jobs are forgotten, oldest first, beyond `KEEP_JOBS` jobs, `KEEP_POINTS` points or `KEEP_BYTES` bytes
-of requests.
+Memory is bounded: `MAX_POINTS` points a job, `ITEM_LIMIT` items and `ITEM_BYTES` bytes of them that a stream job has yet to do, and
+finished jobs are forgotten, oldest first, beyond `KEEP_JOBS` jobs, `KEEP_POINTS` points or `KEEP_BYTES` bytes of requests.
 
 One lock guards everything; listeners are called without it.
 """
@@ -17,9 +14,10 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2
+from repsearch.serving.record import STREAMS, Record, Unfinished
 from repsearch.serving.refusals import BadRequest, Draining, OutOfRange, QueueFull, RequestReused, UnknownJob
 from repsearch.serving.terms import Terms
 
@@ -27,53 +25,7 @@ QUEUE_LIMIT = 16
 KEEP_JOBS = 256
 KEEP_POINTS = 500_000
 KEEP_BYTES = 64 * 1024 * 1024
-ITEM_LIMIT = 4096
-ITEM_BYTES = 64 * 1024 * 1024
-HEARTBEAT_S = 2.0
-FINISHED = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
-STREAMS = ("stream_search", "stream_learn")
-"""Specs whose jobs take items."""
 CANCELLED = compute_pb2.Outcome(state=jobs_pb2.JOB_STATE_CANCELLED)
-
-
-@dataclass(eq=False)
-class Record:
-    """One job: the message that `Get` answers with, its request, its events, and the condition its watchers wait on."""
-
-    job: jobs_pb2.Job
-    request: jobs_pb2.StartRequest
-    changed: threading.Condition
-    events: list[jobs_pb2.Event] = field(default_factory=list)
-    points: int = 0
-    cancelling: bool = False
-    pushed: int = 0
-    answered: int = 0
-    untold: deque[jobs_pb2.Item] = field(default_factory=deque)
-    """Items pushed that the compute process has not been given."""
-    undone: deque[int] = field(default_factory=deque)
-    """Sizes in bytes of the items pushed that are not done."""
-    advanced: float = 0.0
-    """When it last advanced, or began (`time.monotonic`)."""
-
-    @property
-    def finished(self) -> bool:
-        return self.job.state in FINISHED
-
-    @property
-    def size(self) -> int:
-        """Bytes of its request."""
-        return self.request.ByteSize()
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A job that waits or runs, as far as those need to know who watch over it. without_items: a stream job that has none to do."""
-
-    job_id: str
-    run_id: str
-    running: bool
-    counter: int
-    without_items: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +77,7 @@ class Table:
                 record = self._add(request)
             elif record.request != request:
                 raise RequestReused(f"request_id {request.request_id!r} was used for another request of run {request.run_id!r}")
-            answer = _copy(record.job)
+            answer = record.copy()
         self._on_queue()
         return answer
 
@@ -135,20 +87,20 @@ class Table:
             record = self._get(job_id)
             self._fence(record.job.run_id, term)
             self._cancel(record)
-            return _copy(record.job)
+            return record.copy()
 
     def push(self, request: jobs_pb2.PushRequest) -> jobs_pb2.Job:
         """Give a stream job its next item, unless it has it or is finished; OutOfRange for an item that leaves a gap."""
         with self._changing():
             record = self._get(request.job_id)
             self._fence(record.job.run_id, request.term)
-            if record.request.WhichOneof("spec") not in STREAMS:
+            if not record.takes_items:
                 raise BadRequest(f"job {request.job_id} takes no items; start one of {', '.join(STREAMS)}")
             if not 1 <= request.sequence <= record.pushed + 1:
                 raise OutOfRange(f"job {request.job_id}: item {request.sequence} was pushed, the last one was {record.pushed}")
             if request.sequence == record.pushed + 1 and not record.finished:
-                self._take_item(record, request.item)
-            answer = _copy(record.job)
+                record.take_item(request.item)
+            answer = record.copy()
         self._on_push()
         return answer
 
@@ -166,7 +118,7 @@ class Table:
     def get(self, job_id: str) -> jobs_pb2.Job:
         """Return the job as it is now; UnknownJob if there is none."""
         with self._lock:
-            return _copy(self._get(job_id).job)
+            return self._get(job_id).copy()
 
     def watch(self, job_id: str, from_sequence: int, closed: threading.Event) -> Iterator[jobs_pb2.Event]:
         """Yield the job's events from `from_sequence` on, with heartbeats between, up to its last event or until `closed` is set."""
@@ -174,22 +126,7 @@ class Table:
             record = self._get(job_id)
             if from_sequence > len(record.events) + 1:
                 raise OutOfRange(f"job {job_id}: sequence {from_sequence} asked for, the last one is {len(record.events)}")
-        position = max(from_sequence, 1) - 1
-        counter, beat_at = -1, 0.0
-        while not closed.is_set():
-            with record.changed:
-                wait_s = beat_at + HEARTBEAT_S - time.monotonic()
-                idle = position == len(record.events) and counter == record.job.progress.counter and not record.finished
-                if idle and wait_s > 0 and not closed.is_set():
-                    record.changed.wait(wait_s)
-                events, progress, finished = record.events[position:], _progress(record), record.finished
-            position += len(events)
-            yield from events
-            if finished:
-                return
-            if progress.counter != counter or time.monotonic() - beat_at >= HEARTBEAT_S:
-                counter, beat_at = progress.counter, time.monotonic()
-                yield jobs_pb2.Event(job_id=job_id, time_ms=_now_ms(), heartbeat=progress)
+        yield from record.watch(max(from_sequence, 1) - 1, closed)
 
     def wake(self, job_id: str) -> None:
         """Let the job's watchers look whether they are closed."""
@@ -206,7 +143,7 @@ class Table:
                 return None
             record = self._running = self._queue.popleft()
             record.job.state, record.advanced = jobs_pb2.JOB_STATE_RUNNING, time.monotonic()
-            self._state_event(record)
+            record.tell_state()
             return compute_pb2.RunJob(job_id=record.job.job_id, request=record.request)
 
     def running(self) -> str | None:
@@ -233,7 +170,7 @@ class Table:
         with self._lock:
             if self._running is not None:
                 self._running.points += len(points.points)
-                self._append(self._running, jobs_pb2.Event(points=points))
+                self._running.append(jobs_pb2.Event(points=points))
 
     def untold(self) -> list[compute_pb2.NextItem]:
         """Return the items of the running job that its process has not been given, which it has then."""
@@ -251,7 +188,7 @@ class Table:
                 if self._running.undone:
                     self._running.undone.popleft()
                 self._running.answered += 1
-                self._append(self._running, jobs_pb2.Event(item_done=done))
+                self._running.append(jobs_pb2.Event(item_done=done))
 
     def finish(self, outcome: compute_pb2.Outcome) -> None:
         """End the running job; a failure of one that was told to stop counts as its cancellation."""
@@ -297,17 +234,7 @@ class Table:
     def unfinished_jobs(self) -> list[Unfinished]:
         """The running and the waiting jobs."""
         with self._lock:
-            return [
-                Unfinished(
-                    job_id=record.job.job_id,
-                    run_id=record.job.run_id,
-                    running=record is self._running,
-                    counter=record.job.progress.counter,
-                    without_items=record.request.WhichOneof("spec") in STREAMS and record.answered == record.pushed,
-                )
-                for record in self._records.values()
-                if not record.finished
-            ]
+            return [record.unfinished(running=record is self._running) for record in self._records.values() if not record.finished]
 
     def abandon(self, job_id: str) -> None:
         """Cancel a job that nobody cares for any more; a finished one stays as it is."""
@@ -321,7 +248,7 @@ class Table:
             record = self._running
             return Figures(
                 waiting=len(self._queue),
-                running=[] if record is None else [_kind(record)],
+                running=[] if record is None else [record.kind],
                 done=0 if record is None else record.job.progress.done,
                 total=0 if record is None else record.job.progress.total,
                 silent_s=0.0 if record is None else time.monotonic() - record.advanced,
@@ -347,16 +274,8 @@ class Table:
         record = Record(job, request, threading.Condition(self._lock))
         self._records[job.job_id] = self._requests[(request.run_id, request.term, request.request_id)] = record
         self._queue.append(record)
-        self._state_event(record)
+        record.tell_state()
         return record
-
-    def _take_item(self, record: Record, item: jobs_pb2.Item) -> None:
-        size = item.ByteSize()
-        if len(record.undone) >= ITEM_LIMIT or sum(record.undone) + size > ITEM_BYTES:
-            raise QueueFull(f"job {record.job.job_id} has {len(record.undone)} items to do already; push this one when another is done")
-        record.pushed += 1
-        record.untold.append(item)
-        record.undone.append(size)
 
     def _cancel(self, record: Record) -> None:
         if record in self._queue:
@@ -367,25 +286,9 @@ class Table:
             self._stopping.append(record.job.job_id)
 
     def _end(self, record: Record, outcome: compute_pb2.Outcome) -> None:
-        record.job.state = outcome.state
-        record.job.dataset_digest = outcome.dataset_digest
-        if outcome.HasField("failure"):
-            record.job.failure.CopyFrom(outcome.failure)
-        if outcome.HasField("result"):
-            record.job.result.CopyFrom(outcome.result)
-        self._ended[_kind(record), jobs_pb2.JobState.Name(outcome.state).removeprefix("JOB_STATE_").lower()] += 1
-        self._state_event(record)
+        record.end(outcome)
+        self._ended[record.kind, jobs_pb2.JobState.Name(outcome.state).removeprefix("JOB_STATE_").lower()] += 1
         self._forget()
-
-    def _state_event(self, record: Record) -> None:
-        record.job.last_sequence = len(record.events) + 1
-        self._append(record, jobs_pb2.Event(state=record.job))
-
-    def _append(self, record: Record, event: jobs_pb2.Event) -> None:
-        event.sequence, event.job_id, event.time_ms = len(record.events) + 1, record.job.job_id, _now_ms()
-        record.events.append(event)
-        record.job.last_sequence = event.sequence
-        record.changed.notify_all()
 
     def _forget(self) -> None:
         finished = [record for record in self._records.values() if record.finished]
@@ -411,23 +314,3 @@ class Table:
         finally:
             while self._stopping:
                 self._on_cancel(self._stopping.popleft())
-
-
-def _kind(record: Record) -> str:
-    return record.request.WhichOneof("spec") or ""
-
-
-def _copy(job: jobs_pb2.Job) -> jobs_pb2.Job:
-    copy = jobs_pb2.Job()
-    copy.CopyFrom(job)
-    return copy
-
-
-def _progress(record: Record) -> jobs_pb2.Progress:
-    copy = jobs_pb2.Progress()
-    copy.CopyFrom(record.job.progress)
-    return copy
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
