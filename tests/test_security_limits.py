@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.rpc.v1 import compute_pb2, jobs_pb2, jobs_pb2_grpc
-from repsearch.serving import limits, record
+from repsearch.serving import limits, record, table
 from repsearch.serving.limits import check_size
 from repsearch.serving.paths import check_item_paths, check_paths
 from repsearch.serving.refusals import BadRequest, OutsideRoot, QueueFull, Refusal
