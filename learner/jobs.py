@@ -17,6 +17,7 @@ import torch
 from learner.checkpoints import StoreCheckpoints, load_state, rule_state, state_arrays
 from learner.evaluation import Evaluation, evaluate
 from learner.fit import FitPlan, FitState, fit, optimiser_of
+from learner.initial import created
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.optimisers.base import OptimiserSpec
@@ -141,15 +142,17 @@ def check(config: RunConfig, data: Data) -> None:
 
 
 def initialise(run: Run, path: str) -> Reference:
-    """Write the untrained network, its BatchNorm calibrated, as `path`; doing it again gives the same bytes, so the same reference."""
+    """Write the untrained network, its BatchNorm calibrated, as `path`, unless it is there; return its reference."""
     config, data = run.config, run.data
-    network = build_network(config.search_network(), data, seed=config.run.seed, purpose="searched")
-    check_same_representations(network, build_network(config.network, data, seed=config.run.seed, purpose="learned"))
-    calibrate(network, data.train.images[: config.search.calibration_examples])
     attributes = {"kind": "network", "run_id": run.run_id, "dataset_digest": data.digest, "network": config.search_network()}
-    # No term and no time among the attributes: a repeat after a crash replaces the group by an equal one.
-    run.store.delete(path)
-    return write_network(run.store, path, network, attributes)
+
+    def write(store: Store) -> Reference:
+        network = build_network(config.search_network(), data, seed=config.run.seed, purpose="searched")
+        check_same_representations(network, build_network(config.network, data, seed=config.run.seed, purpose="learned"))
+        calibrate(network, data.train.images[: config.search.calibration_examples])
+        return write_network(store, path, network, attributes)
+
+    return created(run.store, path, attributes, write)
 
 
 def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:

@@ -52,10 +52,10 @@ def on_network(folder: str, mounts: Path = Path("/proc/self/mountinfo")) -> bool
     return max(above, default=(0, ""))[1].removeprefix("fuse.") in _NETWORK
 
 
-def create_file(path: Path, data: bytes) -> bool:
-    """Create `path` with `data`, durable; False, and nothing changed, if it exists."""
+def create_file(path: Path, data: bytes, *, durable: bool = True) -> bool:
+    """Create `path` with `data`, on the disk if `durable`; False, and nothing changed, if it exists."""
     reach("store.create.before")
-    temporary = _write_temporary(path, data, True)
+    temporary = _write_temporary(path, data, durable)
     try:
         reach("store.create.written")
         # Rename would replace an existing file; a link refuses to.
@@ -65,7 +65,8 @@ def create_file(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
     reach("store.create.after")
     return True
 

@@ -1,7 +1,7 @@
 """Where things lie in a run's folder. Rounds, shards and attempts are numbered from 0, epochs from 1.
 
 run.json                                     config, digests, seed, versions
-rounds/00003/network/initial                 the network searched in round 0
+rounds/00000/network/initial.pack            the network searched in round 0; whoever is first creates it
 rounds/00003/network/learned-a1              the network learned by attempt 1
 rounds/00003/epochs/a01-e0007                the network of attempt 1 after epoch 7, where `learn.snapshots` keeps it
 rounds/00003/search/00017-a2                 shard 17, attempt 2

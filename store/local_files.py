@@ -64,16 +64,13 @@ class LocalFiles:
     def write(self, key: str, data: bytes, *, create: bool, durable: bool = True) -> bool:
         """Write a file, as `Files.write` says."""
         path = self._place(key)
-        if not durable:
-            if create and path.exists():
-                return False
+        if durable:
+            files.make_folders(path.parent, self._root)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_file(path, data, durable=False)
-            return True
-        files.make_folders(path.parent, self._root)
         if create:
-            return files.create_file(path, data)
-        files.replace_file(path, data)
+            return files.create_file(path, data, durable=durable)
+        files.replace_file(path, data, durable=durable)
         return True
 
     def output(self, key: str) -> LocalFile:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from learner import jobs
 from learner.jobs import run_job
 from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
@@ -22,8 +23,10 @@ from repsearch.errors import ConfigError, DaemonError, StoreError
 from repsearch.networks import build_network, load_arrays
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobCancelled, JobResult
-from store import Reference, ZarrStore, layout
+from store import Reference, ZarrStore, files, layout
+from store.local_files import LocalFiles
 from store.parameters import read_parameters
+from store.verification import verify_group
 from tests.learner_support import Recorder, digits_config, made_up_targets, network_for, request_for, write_shards
 
 
@@ -100,6 +103,36 @@ def test_initialise_writes_the_calibrated_network_and_repeats_itself(tmp_path: P
     fresh = build_network(config.search_network(), data_of(config), seed=0, purpose="searched")
     assert not np.array_equal(arrays["blocks.0.groups.0.norm1.running_mean"], fresh.state_dict()["blocks.0.groups.0.norm1.running_mean"])
     load_arrays(fresh, arrays)
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize(("place", "step"), [(jobs, "calibrate"), (files, "_write_temporary")], ids=["before it writes", "while it writes"])
+def test_a_late_learner_leaves_the_initial_network_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, step: str) -> None:
+    """Another overtakes it: what that one committed stays, and the late one comes to the same."""
+    request = request_for(digits_config(), initialise=jobs_pb2.InitialiseSpec(output_path=layout.initial_network_path()))
+    file = tmp_path / "run" / f"{layout.initial_network_path()}.pack"
+    first: list[tuple[JobResult, int]] = []
+    undisturbed = getattr(place, step)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(place, step, undisturbed)
+        first.append((run_job(request, Recorder(store_root=tmp_path)), file.stat().st_ino))
+        for removing in ("remove", "remove_folder"):
+            monkeypatch.setattr(LocalFiles, removing, None)
+        return undisturbed(*arguments)
+
+    monkeypatch.setattr(place, step, overtaken)
+    for _ in range(2):
+        assert (run_job(request, Recorder(store_root=tmp_path)), file.stat().st_ino) == first[0]
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+    verify_group(ZarrStore(tmp_path / "run"), Reference(first[0][0].path, first[0][0].digest))
+
+
+def test_an_initial_network_of_another_run_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    path = layout.initial_network_path()
+    ZarrStore(tmp_path / "run").write(path, {"p": np.zeros(3)}, attributes={"kind": "network", "run_id": "other"})
+    with pytest.raises(StoreError, match=r"network/initial: is there, of another run_id, dataset_digest, network; remove it"):
+        run_job(request_for(digits_config(), initialise=jobs_pb2.InitialiseSpec(output_path=path)), Recorder(store_root=tmp_path))
 
 
 def test_learn_writes_the_network_that_it_measured(tmp_path: Path) -> None:
@@ -224,6 +257,7 @@ def test_without_snapshots_none_are_kept(tmp_path: Path) -> None:
 PROCESS = """
 import sys
 from pathlib import Path
+from learner import jobs
 from learner.jobs import run_job
 from repsearch.rpc.v1 import jobs_pb2
 from tests.learner_support import Recorder
