@@ -17,13 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator import cli
 from orchestrator.client import DaemonClient
+from orchestrator.roster import Roster
 from orchestrator.security import ClientTls
 from repsearch.errors import ConfigError, DaemonError, SecurityError
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving.protection import Protection, check_protection
 from tests.orchestrator_runs import write_config
 from tests.security_files import calling, folder, serving
-from tests.serving_processes import ROOT, DaemonProcess, daemon, finish, request
+from tests.serving_processes import ROOT, DaemonProcess, daemon, finish, request, until
 from tests.serving_proxy import Proxy
 
 pytestmark = pytest.mark.fault(18)
@@ -98,6 +99,22 @@ def test_expired_client_certificate_is_refused(mutual: DaemonProcess, tmp_path: 
     assert "does not take our client certificate; set tls.cert and tls.key to one for the orchestrator, in date" in refusal(
         mutual.address, calling(folder(), own=expired)
     )
+
+
+def test_expired_daemon_certificate_is_refused(tmp_path: Path) -> None:
+    """Of the right authority and host, so that the date alone is wrong: told at once, and never tried again."""
+    for name in ("ca.pem", "ca.key"):
+        (tmp_path / name).write_bytes((folder() / name).read_bytes())
+    reason = "its certificate has expired; have a new one made (orchestrator certs --help), and start the daemon with it"
+    with daemon(tmp_path / "store", *serving(expire(tmp_path)), module="tests.expired_daemon") as server:
+        assert refusal(server.address, calling(folder())) == f"searcher at {server.address}: {reason}"
+        tries: list[DaemonClient] = []
+        roster = Roster(lambda lost: [tries.append(lost), lost.connect()])
+        with DaemonClient(server.address, "searcher", tls=calling(folder()), connect_s=60.0) as client:
+            roster.lose(client, "it went silent")
+            until(lambda: not any(thread.name == f"probe {server.address}" for thread in threading.enumerate()))
+            [lost] = roster.lost([client])
+            assert (lost.for_good, tries) == (True, [client]) and reason in lost.why
 
 
 def expire(files: Path) -> Path:
