@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.evidence.results import commit
 from orchestrator.rounds import load_reports
 from store import open_store
 from store.layout import RUN_DOCUMENT
@@ -139,7 +140,7 @@ def free_name(root: Path, stem: str) -> str:
 
 
 def write_json(path: Path | None, rows: Sequence[Any]) -> None:
-    """Write rows, command and machine to `path`, if one is given."""
+    """Write rows, command, commit and machine to `path`, if one is given."""
     if path is None:
         return
     machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count(), "python": platform.python_version()}
@@ -147,6 +148,7 @@ def write_json(path: Path | None, rows: Sequence[Any]) -> None:
     inside = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program
     document = {
         "command": " ".join(["python", str(inside), *sys.argv[1:]]),
+        "commit": commit(),
         "machine": machine,
         "rows": [row if isinstance(row, dict) else asdict(row) for row in rows],
     }

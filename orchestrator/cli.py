@@ -127,7 +127,9 @@ def sweep(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1, table2, table2b, table3, loop or loop-augmented; see docs/evidence.md.")],
+    table: Annotated[
+        str, typer.Argument(help="table1, table2, table2b, table3, loop, loop-augmented or candidates; see docs/evidence.md.")
+    ],
     dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
     images: Annotated[int | None, typer.Option(help="Training images; default: the fewest of the table.")] = None,
     scale: Annotated[str, typer.Option(help="cpu: narrow networks; gpu: the source paper's configuration.")] = "cpu",

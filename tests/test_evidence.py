@@ -135,6 +135,14 @@ def test_results_say_what_was_chosen_and_what_made_them(tmp_path: Path, small: l
     assert "| class code | 80.50 ± 0.71 | +0.00 | 592 | 2 |" in page
 
 
+def test_a_page_has_the_results_of_its_table_alone(tmp_path: Path) -> None:
+    head = {"title": "", "dataset": "mnist", "images": 300, "scale": "cpu", "rows": []}
+    for table, images in (("loop", 300), ("loop-augmented", 700)):
+        (tmp_path / f"{table}-mnist-{images}.json").write_text(json.dumps({**head, "table": table, "images": images}))
+    page = write_page("loop", find_table("loop"), tmp_path).read_text()
+    assert "300 training images" in page and "700" not in page
+
+
 def test_values_chosen_for_another_table_need_no_trials(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
     source = tmp_path / "out" / "table1-mnist-300.json"

@@ -44,6 +44,24 @@ def streamed_strategy(scale: Scale, images: int) -> Row:
     return _streamed("evolution strategy", (1, 2), _strategy((1, 2), 16), scale, images)
 
 
+def candidate_rows(scale: Scale, images: int) -> list[Row]:
+    """Return the row of the evolution strategy with more and fewer candidates, and their limit, the gradient of smooth steps."""
+    row = streamed_strategy(scale, images)
+    searched = [
+        replace(
+            row,
+            name=f"{2 * pairs} candidates",
+            group="candidates",
+            settings={**row.settings, "search.strategy": _strategy((1, 2), pairs)},
+            x="evaluations",
+            method=row.name,
+        )
+        for pairs in (2, 8, 16, 64)
+    ]
+    limit = _streamed("gradient, blurred", (1, 2), _gradient((1, 2), blurred=True), scale, images)
+    return [*searched, replace(limit, group="candidates")]
+
+
 def streamed_code(scale: Scale, images: int) -> Row:
     """Return its control, which goes towards a random code per class in the same way."""
     return _streamed("class code", (1, 2), _code((1, 2)), scale, images)

@@ -18,7 +18,8 @@ NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 
 def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
     """Write `<name>.md`, with a section per result file of the table in `out`, and the plots; return the page's path."""
-    paths = sorted(out.glob(f"{name}-*.json"), key=_place)
+    # `loop-*` are also those of `loop-augmented`.
+    paths = sorted((path for path in out.glob(f"{name}-*.json") if read(path)["table"] == name), key=_place)
     documents = [read(path) for path in paths]
     panels = [panel for document in documents for panel in panels_of(_heading(document), document["rows"])]
     parts = [f"# {table.title}", PREAMBLE.format(name=name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.evidence.loop import loop_rows, streamed_code, streamed_strategy
+from orchestrator.evidence.loop import candidate_rows, loop_rows, streamed_code, streamed_strategy
 from orchestrator.evidence.rows import (
     BASELINE,
     BLURRED_GRADIENT,
@@ -104,6 +104,7 @@ TABLES: dict[str, EvidenceTable] = {
     "table2b": EvidenceTable("Methods with wrong labels", _noisy),
     "table3": EvidenceTable("Ablations of one-shot evolution", _ablations),
     "loop": EvidenceTable("The loop", loop_rows),
+    "candidates": EvidenceTable("More candidates in the loop", candidate_rows),
     "loop-augmented": EvidenceTable("The loop with augmentation", _augmented_loop),
 }
 
