@@ -140,11 +140,14 @@ class Bench:
         return path
 
     def calm(self) -> None:
-        """Take back what was armed and held."""
+        """Take back what was armed and held, and start the daemons that ended."""
         for program in ("searcher", "learner"):
             (self.root.parent / f"{program}.arm").unlink(missing_ok=True)
         for proxy in self.proxies:
             proxy.release()
+        for daemon in self.daemons:
+            if daemon.process.poll() is not None:
+                daemon.start_anew()
 
     def _daemon(self, service: str, stack: ExitStack) -> DaemonProcess:
         armed = {VARIABLE: f"@{self.root.parent / f'{service}.arm'}", TRACE: str(self.trace(service))}

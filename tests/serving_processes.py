@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.client import DaemonClient
@@ -21,25 +21,52 @@ ROOT = Path(__file__).resolve().parent.parent
 class DaemonProcess:
     """A daemon of `tests.serving_daemon`, or of `module`; `address` is what it announced.
 
-    warm: configuration of a run that is served, for a daemon whose compute processes start at once (`tests.warm_daemon`).
+    warm: configuration of a run that is served, for a daemon whose compute processes start at once (`tests.warm_daemon`); it is a process
+    group of its own, and can be killed whole and started anew.
     """
 
     def __init__(
         self, store: Path, *arguments: str, service: str = "searcher", module: str = "tests.serving_daemon", warm: Path | None = None
     ) -> None:
         self.service, self.store, self.log_path = service, store, store.parent / f"{store.name}-{service}.log"
-        command = [sys.executable, "-m", module, *([service] if module == "tests.serving_daemon" else []), "serve"]
+        self._command = [sys.executable, "-m", module, *([service] if module == "tests.serving_daemon" else []), "serve"]
         if warm is not None:
-            command = [sys.executable, "-m", "tests.warm_daemon", str(warm), service, "serve"]
-        options = ["--listen", "127.0.0.1:0", "--store", str(store), *arguments]
-        with self.log_path.open("wb") as log:
+            self._command = [sys.executable, "-m", "tests.warm_daemon", str(warm), service, "serve", "--exit-with-stdin"]
+        self._options = ["--store", str(store), *arguments]
+        self._own_group, self._environment = warm is not None, dict(os.environ)
+        self.log_path.write_bytes(b"")
+        self._start("127.0.0.1:0")
+
+    def _start(self, listen: str) -> None:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *options], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                [*self._command, "--listen", listen, *self._options],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=self._own_group,
             )
         assert self.process.stdout is not None and self.process.stdin is not None
         line = self.process.stdout.readline()
         self.ready = json.loads(line) if line else {}
         self.address = self.ready.get("address", "")
+
+    def kill_all(self) -> None:
+        """SIGKILL its process group: the daemon and all it has started."""
+        assert self._own_group
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(20)
+
+    def start_anew(self) -> None:
+        """Start it again at its address, once it has ended."""
+        address = self.address
+        self.close()
+        self._start(address)
+        assert self.address == address, self.log()
 
     def client(self, **bounds: float) -> DaemonClient:
         client = DaemonClient(self.address, self.service, **bounds)

@@ -1,9 +1,10 @@
 """A seeded nemesis against many small rounds: `python -m tests.soak [--rounds 200] [--seed N] [--out FOLDER]`.
 
-While a run goes on, its processes are killed at random failpoints, paused, cut off and refused the disk; an orchestrator that ends is
-resumed, until the run is done. Then what must be true is checked (`tests.failpoint_runs`: every round and point once, the figures and the
-bits of a run that was left alone, nothing left over; in MLflow nothing twice), and that threads, descriptors and memory of the daemons
-did not grow. The seed decides what is done and in which order; when it strikes depends on the machine too.
+While a run goes on, its processes are killed at random failpoints, paused, cut off and refused the disk, and its daemons killed whole and
+started anew at their addresses; an orchestrator that ends is resumed, until the run is done. Then what must be true is checked
+(`tests.failpoint_runs`: every round and point once, the figures and the bits of a run that was left alone, nothing left over; in MLflow
+nothing twice), and that threads, descriptors and memory of the daemons did not grow. The seed decides what is done and in which order;
+when it strikes depends on the machine too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from repsearch.failpoints import VARIABLE
 from store import open_store
 from tests.failpoint_runs import Bench, facts, leftovers, problems
 
+DEEDS = (*("kill", "pause", "cut", "hold", "refuse_disk") * 4, "kill_daemon")
+"""What the nemesis does, over and over, each time in another order; a daemon takes seconds to start, so it is killed less often."""
 RESUMES = 40
 """Times that a run is resumed before it is left to itself."""
 STANDSTILL_S = 240.0
@@ -50,24 +53,34 @@ GROWTH = {"threads": (1.0, 12), "descriptors": (1.0, 24), "rss_mb": (1.5, 80)}
 
 @dataclass
 class Nemesis:
-    """Does harm to the processes of `bench` until `over` is set. done: what was done, in order."""
+    """Does harm to the processes of `bench` until `over` is set. done: what was done, in order; to_come: what is done next."""
 
     bench: Bench
     rng: random.Random
     orchestrator: int
     done: list[str]
+    to_come: list[str]
     over: threading.Event = field(default_factory=threading.Event)
 
     def rage(self) -> None:
-        """Do one thing after another."""
+        """Do one thing after another, each as often as the others but in no order."""
         while not self.over.wait(self.rng.uniform(0.1, 0.8)):
-            deed = self.rng.choice([self.kill, self.pause, self.cut, self.hold, self.refuse_disk])
-            self.done.append(deed.__name__)
+            if not self.to_come:
+                self.to_come += self.rng.sample(DEEDS, len(DEEDS))
+            deed = self.to_come.pop()
+            self.done.append(deed)
             with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-                deed()
+                getattr(self, deed)()
+
+    def kill_daemon(self) -> None:
+        """Kill a daemon with all its processes, of one service and then of the other, and start it again at its address."""
+        daemon = self.bench.daemons[self.done.count("kill_daemon") % len(self.bench.daemons)]
+        daemon.kill_all()
+        time.sleep(self.rng.uniform(0.0, 1.0))
+        daemon.start_anew()
 
     def kill(self) -> None:
-        """Have a daemon's process kill itself at a failpoint soon."""
+        """Have what computes in a daemon kill itself at a failpoint soon."""
         program = self.rng.choice(["searcher", "learner"])
         self.bench.arm(program, f"{self.rng.choice(POINTS[program])}@{self.rng.randint(1, 6)}")
 
@@ -111,6 +124,8 @@ class Measurements:
 
     bench: Bench
     rows: list[tuple[float, str, int, int, float]] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+    """Of each row the process, which a daemon that was killed has another of."""
     begun: float = field(default_factory=time.monotonic)
 
     def take(self) -> None:
@@ -119,13 +134,14 @@ class Measurements:
             process = psutil.Process(daemon.process.pid)
             figures = (process.num_threads(), process.num_fds(), process.memory_info().rss / 1e6)
             self.rows.append((time.monotonic() - self.begun, daemon.service, *figures))
+            self.pids.append(daemon.process.pid)
 
     def growth(self) -> list[str]:
         """Return what grew beyond its bound."""
         found = []
-        for service in ("searcher", "learner"):
-            rows = [row[2:] for row in self.rows if row[1] == service]
-            half = max(1, len(rows) // 2)
+        for pid in dict.fromkeys(self.pids):
+            rows = [row[2:] for row, of in zip(self.rows, self.pids, strict=True) if of == pid]
+            service, half = self.rows[self.pids.index(pid)][1], max(1, len(rows) // 2)
             for column, (name, (factor, more)) in enumerate(GROWTH.items()):
                 before, after = (max(row[column] for row in part) for part in (rows[:half], rows[-1:]))
                 if after > before * factor + more:
@@ -167,13 +183,15 @@ def soak(bench: Bench, *, rounds: int, seed: int, out: Path) -> Soaked:
     settings = (f"rounds.count={rounds}", "tracking.enabled=true", "learn.snapshots=0")
     undisturbed, code = bench.start(kind, settings=settings)
     assert code == 0, bench.output.read_text()
+    # A few rounds see all of it too.
+    to_come = ["kill_daemon", *rng.sample(list(dict.fromkeys(DEEDS)), 3), "kill_daemon"]
     measurements, done, run, resumes = Measurements(bench), list[str](), bench.next_run(kind), 0
     while True:
         point = f"{rng.choice(POINTS['orchestrator'])}@{rng.randint(1, 20)}"
         environment = {VARIABLE: point} if resumes < RESUMES and rng.random() < 0.5 else {}
         exists = (run / "run.json").exists()
         pid = bench.begin(kind, run, settings, resume=exists, **environment)
-        code = _disturbed(Nemesis(bench, rng, pid, done), measurements, harm=resumes < RESUMES)
+        code = _disturbed(Nemesis(bench, rng, pid, done, to_come), measurements, harm=resumes < RESUMES)
         if code == 0:
             break
         resumes += 1

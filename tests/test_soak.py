@@ -20,5 +20,5 @@ ROUNDS = 10
 def test_what_must_hold_holds_whatever_happens(bench: Bench, tmp_path: Path, seed: int) -> None:
     soaked = soak(bench, rounds=ROUNDS, seed=seed, out=tmp_path)
     assert soaked.wrong == [], f"seed {seed}: {soaked.done}"
-    assert soaked.done, "nothing was done to it"
+    assert "kill_daemon" in soaked.done and len(set(soaked.done)) > 1, soaked.done
     assert (tmp_path / "soak.png").is_file()
