@@ -118,11 +118,13 @@ def test_what_is_recorded_is_the_loss_of_the_network_as_it_is(table: dict[str, A
     with torch.no_grad():
         expected = teaching.problem.loss_of(batch())
     estimate, _ = teaching.rule.estimate(teaching.problem, batch(), teaching.state, rng=torch.Generator())
-    assert estimate.loss.total.item() == pytest.approx(expected.total.item(), rel=1e-4)
+    # Rounding of sums taken in another order; without a clean pass, noise of 1e-4 on every unit.
+    clean = table.get("clean_pass", True)
+    assert estimate.loss.total.item() == pytest.approx(expected.total.item(), rel=1e-6 if clean else 1e-4)
     assert {name: term.item() for name, term in estimate.loss.terms.items()} == pytest.approx(
-        {name: term.item() for name, term in expected.terms.items()}, rel=1e-3
+        {name: term.item() for name, term in expected.terms.items()}, rel=1e-6 if clean else 1e-3
     )
-    assert torch.allclose(estimate.loss.logits, expected.logits, atol=2e-3)
+    assert torch.allclose(estimate.loss.logits, expected.logits, rtol=0, atol=1e-6 if clean else 2e-3)
 
 
 @every_rule

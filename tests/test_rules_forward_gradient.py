@@ -9,15 +9,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from learner.batches import Batch
 from learner.objectives.regression import Regression
 from learner.rules.base import Problem
+from learner.rules.carrying import Carrying
 from learner.rules.forward_gradient import ForwardGradient
 from repsearch.config import LearnConfig
 from repsearch.errors import ConfigError
 from repsearch.networks.activations import _Live
-from tests.rules_support import PlainNetwork, correlated_batch, cosine, estimate, estimates, gradient, leaky, problem_for, rule_of
+from repsearch.networks.convnet import normalised
+from tests.rules_support import (
+    PlainNetwork,
+    correlated_batch,
+    cosine,
+    estimate,
+    estimates,
+    gradient,
+    leaky,
+    mean_and_error,
+    problem_for,
+    rule_of,
+)
 
 REPEATS = 20
 
@@ -25,11 +39,6 @@ REPEATS = 20
 def small(*, examples: int = 16) -> tuple[Problem, Batch, Tensor]:
     problem, batch = problem_for(PlainNetwork([8, 6, 4], leaky).double()), correlated_batch(examples, 8, 4)
     return problem, batch, gradient(problem, batch)
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean and its standard error."""
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 @pytest.mark.parametrize(("law", "more"), [("gaussian", 1), ("rademacher", -1), ("sphere", -1)])
@@ -119,8 +128,10 @@ def test_isolated_blocks_have_the_error_of_their_own_size() -> None:
     true = gradient(problem, batch)
     found = estimates(rule_of("forward_gradient"), problem, batch, REPEATS * 3)
     for part in (slice(0, 24), slice(24, 24 + 54), slice(24 + 54, None)):
-        mean, error = mean_and_error((found - true)[:, part].square().sum(1) / true[part].square().sum())
-        assert abs(mean - (len(true[part]) + 1)) < 4 * error, "head and blocks are parts of their own"
+        mean = float(((found - true)[:, part].square().sum(1) / true[part].square().sum()).mean())
+        # The derivative's square, whose deviation is the root of 2, times the direction's.
+        size = len(true[part])
+        assert abs(mean - (size + 1)) < 4 * size * (2 / len(found)) ** 0.5, "head and blocks are parts of their own"
 
 
 def live_bytes(depth: int, name: str) -> int:
@@ -187,3 +198,55 @@ def test_half_precision_is_refused() -> None:
     problem = dataclasses.replace(small()[0], learn=LearnConfig(precision="bfloat16"))
     with pytest.raises(ConfigError, match=r"learn\.precision: rule 'forward_gradient' .* set it to \"float32\""):
         rule_of("forward_gradient").check(problem, 16)
+
+
+def products(rule: Any, problem: Problem, batch: Batch) -> int:
+    """Return the multiplications of an estimate's matrix products, in those of one example."""
+    with FlopCounterMode(display=False) as counter:
+        estimate(rule, problem, batch)
+    return int(counter.get_total_flops()) // (2 * len(batch.labels))
+
+
+SIZES = [30, 20, 16, 4]
+WHOLE, LATER = 30 * 20 + 20 * 16 + 16 * 4, 20 * 16 + 16 * 4
+"""Products of a forward pass; those of the layers behind the first."""
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"name": "forward_gradient"}, 2 * WHOLE + LATER),
+        ({"name": "forward_gradient", "draws": 8}, WHOLE + 8 * (WHOLE + LATER)),
+        ({"name": "forward_gradient", "perturb": "activities"}, WHOLE + LATER + WHOLE),
+        ({"name": "forward_gradient", "perturb": "activities", "draws": 8}, WHOLE + 8 * LATER + WHOLE),
+        ({"name": "node_perturbation"}, WHOLE + LATER + WHOLE),
+        ({"name": "node_perturbation", "passes": 8}, WHOLE + 8 * LATER + WHOLE),
+        ({"name": "node_perturbation", "variant": "inp"}, WHOLE + LATER + 16 * 4 + WHOLE),
+        ({"name": "weight_perturbation"}, 2 * WHOLE),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_no_product_is_made_that_is_known(table: dict[str, Any], expected: int) -> None:
+    """The last term of rules over activities is the weight's gradient; tangents of weights take two products but in the first layer."""
+    problem, batch = problem_for(PlainNetwork(SIZES, leaky).double()), correlated_batch(64, SIZES[0], SIZES[-1])
+    table = dict(table)
+    found = products(rule_of(table.pop("name"), **table), problem, batch)
+    # Shapes are found with one example; factors are put together by products of K numbers.
+    assert expected <= found <= expected + 0.04 * WHOLE + 8 * sum(SIZES[1:]), (found, expected)
+
+
+def test_normalisation_has_the_tangent_that_torch_gives_it() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for shape in ((5, 7), (5, 3, 4, 4)):
+        at, way = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
+        ways = torch.stack([way, -2 * way])
+
+        def along(way: Tensor, at: Tensor = at) -> Tensor:
+            tangent: Tensor = torch.func.jvp(lambda at: normalised(at * at), (at,), (way,))[1]
+            return tangent
+
+        expected = along(way)
+        with Carrying():
+            found, both = along(way), torch.func.vmap(along)(ways)
+        assert torch.allclose(found, expected, rtol=1e-12) and torch.allclose(both[1], -2 * expected, rtol=1e-12)
+        assert not torch.equal(found, expected), "the formula is this project's own"

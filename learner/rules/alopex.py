@@ -79,12 +79,12 @@ class Alopex(PlainRule):
         sizes_S, totals_S = torch.zeros_like(losses_S), torch.zeros_like(losses_S)
         for name, value in weights.items():
             part = parts.of(name)
-            correlation = (value - state[f"{WEIGHT}{name}"]) * changes_S[part]
-            odds = torch.sigmoid(correlation / state["temperature"][part])
+            correlation = (value - state[f"{WEIGHT}{name}"]).mul_(changes_S[part])
+            sizes_S[part] += torch.linalg.vector_norm(correlation, 1)
+            odds = correlation.div_(state["temperature"][part]).sigmoid_()
             # A positive gradient is a move of -delta.
             uniform = torch.rand(value.shape, generator=rng, device=value.device)
-            problem.network.get_parameter(name).grad = torch.where(uniform < odds, 1.0, -1.0).to(value.dtype)
-            sizes_S[part] += correlation.abs().sum()
+            problem.network.get_parameter(name).grad = torch.lt(uniform, odds).to(value.dtype).mul_(2).sub_(1)
             totals_S[part] += value.numel()
         sums_S = state["sum"] + sizes_S / totals_S.clamp_min(1)
         temperature_S = state["temperature"]

@@ -61,14 +61,19 @@ class Decorrelation:
         for layer, input_BY in zip(layers, inputs, strict=True):
             matrix_FF = state[f"{MATRIX}{layer.name}"]
             x_NF = features(layer, input_BY[: math.ceil(self.share * len(input_BY))]) @ matrix_FF.T
-            mean_FF = x_NF.T @ x_NF / len(x_NF)
-            variance_F = mean_FF.diagonal().clone()
-            mean_FF.diagonal().copy_(torch.zeros_like(variance_F))
-            change_FF = (1 - self.whiten) * (mean_FF @ matrix_FF)
-            if self.whiten:
-                change_FF += self.whiten * (variance_F - 1)[:, None] * matrix_FF
-            after[f"{MATRIX}{layer.name}"] = matrix_FF - self.rate * change_FF
+            after[f"{MATRIX}{layer.name}"] = self._moved(matrix_FF, x_NF)
         return after
+
+    def _moved(self, matrix_FF: Tensor, x_NF: Tensor) -> Tensor:
+        """Return R after a step by x. C R is (M - D) R, with M = x^T x / N and D its diagonal; M R is x^T (x R) / N where N < F."""
+        count, size = x_NF.shape
+        factor = self.rate * (1 - self.whiten)
+        variance_F = x_NF.square().mean(0)
+        scale_F = 1 + factor * variance_F
+        if self.whiten:
+            scale_F -= self.rate * self.whiten * (variance_F - 1)
+        left_FX, right_XF = (x_NF.T, x_NF @ matrix_FF) if count < size else (x_NF.T @ x_NF, matrix_FF)
+        return torch.addmm(scale_F[:, None] * matrix_FF, left_FX, right_XF, alpha=-factor / count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,23 @@ from torch import Tensor, nn
 from learner.batches import Batch
 from learner.objectives.base import Loss
 from learner.rules.base import Estimate, PlainRule, Problem, State
+from learner.rules.carrying import Carrying, carried
 from learner.rules.directions import DirectionLaw, noise
 from learner.rules.layers import Layer, running
 from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, part_losses, parts_of, run
 from learner.rules.suitability import check_formulas, check_pairs, made_up_batch, warn_of_rounding
-from learner.rules.tangents import Combination, coefficients
+from learner.rules.tangents import Combination, coefficients, combined
 from repsearch.errors import ConfigError
 
 with warnings.catch_warnings():
     # torch compiles some of its formulas for tangents when they are first needed, by a call that it warns of itself.
     warnings.simplefilter("ignore", FutureWarning)
     importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+Directions = Callable[[Mapping[str, Sequence[int]]], dict[str, Tensor]]
+"""From the shape of each layer's pre-activation, (B, X), to directions (K, B, X)."""
+Measured = tuple[Loss, Sequence[Tensor], Mapping[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +92,11 @@ class ForwardGradient(PlainRule):
         owners = {name: parts.of(name) for name in weights}
         if self.directions == "sphere":
             drawn = _on_sphere(drawn, owners, 1)
-        whole = _Whole(problem)
+        whole, layers = _Whole(problem), layers_of(problem) if self.derivative == "jvp" else []
 
         def losses(weights: Mapping[str, Tensor], like: Pass | None = None) -> tuple[Tensor, Any]:
-            passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, like))
+            with running(layers, lambda number, input_BY: carried(layers[number], input_BY)):
+                passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, like))
             loss = loss_of(problem, passed, batch)
             return part_losses(problem, loss), (
                 loss.total,
@@ -107,51 +114,81 @@ class ForwardGradient(PlainRule):
             gram = sum(_gram(drawn[name].flatten(1)) for name in names) if self.combine == "projection" else None
             factors_K = coefficients(derivatives_KS[:, part], gram if isinstance(gram, Tensor) else None, self.combine)
             for name in names:
-                value = torch.tensordot(factors_K, drawn[name], 1)
-                problem.network.get_parameter(name).grad = value
+                problem.network.get_parameter(name).grad = combined(factors_K, drawn[name])
         total, terms, logits, shares, _ = aux
         return Loss(total, terms, logits, shares)
 
     def _of_activities(self, problem: Problem, batch: Batch, rng: torch.Generator) -> Loss:
         layers = layers_of(problem)
+        owners = {layer.name: layer.part for layer in layers}
+
+        def directions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+            like = problem.network.mean
+            drawn = {name: noise((self.draws, *shape), self.directions, like, rng) for name, shape in shapes.items()}
+            return _on_sphere(drawn, owners, 2) if self.directions == "sphere" else drawn
+
+        along = self._along_activities if self.derivative == "jvp" else self._beside_activities
+        loss, inputs, drawn, derivatives_KSB = along(problem, batch, layers, directions)
+        for part in set(owners.values()):
+            members = [(number, layer) for number, layer in enumerate(layers) if layer.part == part]
+            ways = [drawn[layer.name] for _, layer in members]
+            gram = sum(_gram(way.flatten(2).transpose(0, 1)) for way in ways) if self.combine == "projection" else None
+            factors_BK = coefficients(derivatives_KSB[:, part].T, gram if isinstance(gram, Tensor) else None, self.combine)
+            for (number, layer), way in zip(members, ways, strict=True):
+                layer.write(inputs[number], combined(factors_BK.T / len(factors_BK), way))
+        return loss
+
+    def _along_activities(self, problem: Problem, batch: Batch, layers: Sequence[Layer], directions: Directions) -> Measured:
+        """Return loss, inputs of the layers, directions, and derivatives (K, S, B), of one pass with its tangents."""
+        drawn = directions({layer.name: (len(batch.labels), *shape) for layer, shape in zip(layers, _shapes(problem, layers), strict=True)})
+
+        def losses(moves: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+            inputs: list[Tensor] = []
+
+            def forward(number: int, input_BY: Tensor) -> Tensor:
+                inputs.append(input_BY)
+                return carried(layers[number], input_BY, moves[layers[number].name])
+
+            with running(layers, forward):
+                passed = run(problem, batch.images)
+            return example_losses(problem, passed, batch), (inputs, passed.blocks, passed.compared, passed.logits)
+
+        still = {name: torch.zeros_like(value[0]) for name, value in drawn.items()}
+        derivatives_KSB, (inputs, blocks, compared, logits) = self._derivatives(losses, still, drawn)
+        # The loss for the record needs no tangent.
+        loss = loss_of(problem, Pass(blocks, compared, logits, (), logits), batch)
+        return loss, inputs, drawn, derivatives_KSB
+
+    def _beside_activities(self, problem: Problem, batch: Batch, layers: Sequence[Layer], directions: Directions) -> Measured:
+        """Return the same by differences from an undisturbed pass."""
         inputs: list[Tensor] = []
-        shapes: dict[str, Tensor] = {}
+        bare: dict[str, Tensor] = {}
 
         def look(number: int, input_BY: Tensor) -> Tensor:
             inputs.append(input_BY)
             output_BX = layers[number].run(input_BY)
-            shapes[layers[number].name] = output_BX
+            bare[layers[number].name] = output_BX
             return output_BX
 
         with running(layers, look):
             passed = run(problem, batch.images)
         loss = loss_of(problem, passed, batch)
-        drawn = {name: noise((self.draws, *value.shape), self.directions, value, rng) for name, value in shapes.items()}
-        owners = {layer.name: layer.part for layer in layers}
-        if self.directions == "sphere":
-            drawn = _on_sphere(drawn, owners, 2)
+        drawn = directions({name: value.shape for name, value in bare.items()})
         first = {layer.part: number for number, layer in reversed(list(enumerate(layers)))}
 
         def losses(moves: Mapping[str, Tensor], _: Pass | None = None) -> tuple[Tensor, Any]:
             def forward(number: int, input_BY: Tensor) -> Tensor:
                 name = layers[number].name
                 known = number == first[layers[number].part]
-                return (shapes[name] if known else layers[number].run(input_BY)) + moves[name]
+                return (bare[name] if known else layers[number].run(input_BY)) + moves[name]
 
             with running(layers, forward):
                 disturbed = run(problem, batch.images, passed)
-            return example_losses(problem, disturbed, batch), (() if self.derivative == "jvp" else passed,)
+            return example_losses(problem, disturbed, batch), (passed,)
 
-        still = {name: torch.zeros_like(value) for name, value in shapes.items()}
+        still = {name: torch.zeros_like(value) for name, value in bare.items()}
         derivatives_KSB, _ = self._derivatives(losses, still, drawn)
-        for number, layer in enumerate(layers):
-            names = [name for name, part in owners.items() if part == layer.part]
-            gram = sum(_gram(drawn[name].flatten(2).transpose(0, 1)) for name in names) if self.combine == "projection" else None
-            factors_BK = coefficients(derivatives_KSB[:, layer.part].T, gram if isinstance(gram, Tensor) else None, self.combine)
-            way_KBN = drawn[layer.name].flatten(2)
-            error_BX = torch.einsum("bk,kbn->bn", factors_BK, way_KBN).reshape(shapes[layer.name].shape)
-            layer.write(inputs[number], error_BX)
-        return loss
+        return loss, inputs, drawn, derivatives_KSB
 
     def _derivatives(
         self,
@@ -163,7 +200,8 @@ class ForwardGradient(PlainRule):
         if self.derivative == "jvp":
 
             def along(direction: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-                value, tangent, aux = torch.func.jvp(losses, (dict(at),), (dict(direction),), has_aux=True)  # type: ignore[misc]
+                with Carrying():
+                    value, tangent, aux = torch.func.jvp(losses, (dict(at),), (dict(direction),), has_aux=True)  # type: ignore[misc]
                 # A tangent of a scalar divided by a number comes in double precision.
                 return tangent.to(value.dtype), aux
 
@@ -197,7 +235,8 @@ class ForwardGradient(PlainRule):
         if self.perturb == "weights":
             sizes = [(parts.of(name), value.numel()) for name, value in problem.network.named_parameters() if value.requires_grad]
         else:
-            sizes = _units(problem, layers_of(problem))
+            layers = layers_of(problem)
+            sizes = [(layer.part, math.prod(shape)) for layer, shape in zip(layers, _shapes(problem, layers), strict=True)]
         return min(sum(size for part, size in sizes if part == number) for number in {part for part, _ in sizes})
 
 
@@ -230,17 +269,17 @@ def _gram(directions_LKN: Tensor) -> Tensor:
     return directions_LKN @ directions_LKN.mT
 
 
-def _units(problem: Problem, layers: Sequence[Layer]) -> list[tuple[int, int]]:
-    """Return part and number of pre-activations of each layer."""
-    found: list[tuple[int, int]] = []
+def _shapes(problem: Problem, layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """Return the shape of each layer's pre-activation, without the example axis."""
+    found: list[tuple[int, ...]] = []
 
     def forward(number: int, input_BY: Tensor) -> Tensor:
         output_BX = layers[number].run(input_BY)
-        found.append((layers[number].part, output_BX[0].numel()))
+        found.append(tuple(output_BX.shape[1:]))
         return output_BX
 
     with torch.no_grad(), running(layers, forward):
-        run(problem, made_up_batch(problem).images)
+        run(problem, made_up_batch(problem, 1).images)
     return found
 
 

@@ -29,10 +29,13 @@ class Layer:
 
     def run(self, input_BY: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the pre-activation (B, X), with `weight` in place of the layer's own."""
-        module, weight = self.module, self.module.weight if weight is None else weight
-        if isinstance(module, nn.Linear):
-            return F.linear(input_BY, weight, module.bias)
-        output_BX: Tensor = module._conv_forward(input_BY, weight, module.bias)
+        return self.apply(input_BY, self.module.weight if weight is None else weight, self.module.bias)
+
+    def apply(self, input_BY: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what the layer makes of an input with other parameters (B, X)."""
+        if isinstance(self.module, nn.Linear):
+            return F.linear(input_BY, weight, bias)
+        output_BX: Tensor = self.module._conv_forward(input_BY, weight, bias)
         return output_BX
 
     def gradient(self, input_BY: Tensor, error_BX: Tensor) -> Tensor:
@@ -50,8 +53,7 @@ class Layer:
         return error_BX @ weight if isinstance(self.module, nn.Linear) else self._convolution_backward(input_BY, error_BX, weight, 0)
 
     def write(self, input_BY: Tensor, error_BX: Tensor, *, through: Tensor | None = None) -> None:
-        """Write the gradient, mean over examples, into the parameters; `through`: the layer's decorrelation matrix."""
-        error_BX = error_BX / len(error_BX)
+        """Write the gradient into the parameters, for the error of a mean over examples; `through`: the layer's decorrelation matrix."""
         module = self.module
         if module.weight.requires_grad:
             gradient = self.gradient(input_BY, error_BX)

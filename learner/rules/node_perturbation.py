@@ -33,6 +33,7 @@ from learner.rules.directions import NoiseLaw, noise
 from learner.rules.layers import Layer, running
 from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, run
 from learner.rules.suitability import check_formulas, check_pairs, warn_of_rounding
+from learner.rules.tangents import combined
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class NodePerturbation(DecorrelatingRule):
         return Estimate(reference.loss, forward=forward, backward=0), state
 
     def _noise(self, reference: Reference, passes: int, rng: torch.Generator) -> list[Tensor]:
-        return [self.noise_std * noise((passes, *bare.shape), self.noise, bare, rng) for bare in reference.bare]
+        return [noise((passes, *bare.shape), self.noise, bare, rng).mul_(self.noise_std) for bare in reference.bare]
 
     def _reference(self, problem: Problem, batch: Batch, layers: Sequence[Layer], state: State, rng: torch.Generator) -> Reference:
         weights = [merged(layer, state) for layer in layers]
@@ -119,7 +120,7 @@ class NodePerturbation(DecorrelatingRule):
             bare.append(layers[number].run(input_BY, weights[number]))
             if self.clean_pass:
                 return bare[-1]
-            drawn.append(self.noise_std * noise(bare[-1].shape, self.noise, bare[-1], rng))
+            drawn.append(noise(bare[-1].shape, self.noise, bare[-1], rng).mul_(self.noise_std))
             return bare[-1] + drawn[-1]
 
         with running(layers, forward):
@@ -150,13 +151,17 @@ class NodePerturbation(DecorrelatingRule):
                 if layer.position > (only or 0):
                     bare_BX = layer.run(input_BY, reference.weights[number])
                 noisy = only is None or layer.position == only
-                outputs.append(bare_BX + drawn[number] if noisy else reference.own(number, bare_BX))
-                return outputs[-1]
+                output_BX = bare_BX + drawn[number] if noisy else reference.own(number, bare_BX)
+                if self.variant == "anp":
+                    outputs.append(output_BX)
+                return output_BX
 
             with running(layers, forward):
                 passed = run(problem, batch.images, reference.passed)
-            moved = [output - reference.own(number, reference.bare[number]) for number, output in enumerate(outputs)]
-            return example_losses(problem, passed, batch) - reference.losses_SB, moved if self.variant == "anp" else []
+            changes_SB = example_losses(problem, passed, batch) - reference.losses_SB
+            if self.variant != "anp":
+                return changes_SB, []
+            return changes_SB, [output - reference.own(number, reference.bare[number]) for number, output in enumerate(outputs)]
 
         found: tuple[Tensor, list[Tensor]] = over_draws(one, list(drawn))
         return found
@@ -170,7 +175,7 @@ class NodePerturbation(DecorrelatingRule):
         moved: Sequence[Tensor],
         only: int | None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each layer that was disturbed and the estimate of its pre-activation's gradient (B, X)."""
+        """Yield the number of each layer that was disturbed and the estimate of its pre-activation's gradient (B, X), over B."""
         if self.variant == "anp":
             units, squares = _per_part(layers, moved)
         for number, layer in enumerate(layers):
@@ -179,7 +184,7 @@ class NodePerturbation(DecorrelatingRule):
             change_KB = changes_KSB[:, layer.part]
             if self.variant == "anp":
                 change_KB = units[layer.part] * change_KB / squares[layer.part]
-                yield number, _mean_product(change_KB, moved[number])
+                yield number, combined(change_KB / change_KB.numel(), moved[number])
                 continue
             way = drawn[number] if reference.noise is None else drawn[number] - reference.noise[number]
             if self.variant == "inp":
@@ -187,7 +192,7 @@ class NodePerturbation(DecorrelatingRule):
             else:
                 # The difference of two noises has twice the variance.
                 change_KB = change_KB / (self.noise_std**2 * (1 if reference.noise is None else 2))
-            yield number, _mean_product(change_KB, way)
+            yield number, combined(change_KB / change_KB.numel(), way)
 
 
 def _per_part(layers: Sequence[Layer], moved: Sequence[Tensor]) -> tuple[dict[int, int], dict[int, Tensor]]:
@@ -199,9 +204,3 @@ def _per_part(layers: Sequence[Layer], moved: Sequence[Tensor]) -> tuple[dict[in
         square_KB = change_KBX.flatten(2).square().sum(2)
         squares[layer.part] = square_KB + squares[layer.part] if layer.part in squares else square_KB
     return units, squares
-
-
-def _mean_product(factor_KB: Tensor, way_KBX: Tensor) -> Tensor:
-    """Return the mean over K of each example's factor times its way, (B, X)."""
-    product_BN = torch.einsum("kb,kbn->bn", factor_KB / len(factor_KB), way_KBX.flatten(2))
-    return product_BN.reshape(way_KBX.shape[1:])

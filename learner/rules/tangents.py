@@ -22,3 +22,14 @@ def coefficients(derivatives_LK: Tensor, gram_LKK: Tensor | None, combine: Combi
     assert gram_LKK is not None
     solved: Tensor = torch.linalg.solve(gram_LKK.double(), derivatives_LK.double().unsqueeze(-1)).squeeze(-1)
     return solved.to(derivatives_LK.dtype)
+
+
+def combined(factors_KL: Tensor, drawn_KLN: Tensor) -> Tensor:
+    """Return the sum over K of each factor times its direction, of the directions' shape; of one, it takes their place in memory."""
+    if len(factors_KL) == 1:
+        factors_L = factors_KL[0]
+        return drawn_KLN[0].mul_(factors_L.reshape(*factors_L.shape, *[1] * (drawn_KLN.ndim - factors_KL.ndim)))
+    if factors_KL.ndim == 1:
+        summed: Tensor = torch.tensordot(factors_KL, drawn_KLN, 1)
+        return summed
+    return torch.einsum("kb,kbn->bn", factors_KL, drawn_KLN.flatten(2)).reshape(drawn_KLN.shape[1:])
