@@ -136,6 +136,12 @@ def test_configurations_from_before_a_field_keep_their_digests(overrides: list[s
     assert (search_digest(config)[:12], learn_digest(config)[:12]) == (search, learn)
 
 
+def test_a_network_from_before_a_field_keeps_its_digest() -> None:
+    mlp = {"dataset": {"name": "digits"}, "network": {"name": "mlp", "widths": [12, 8]}}
+    assert search_digest(parse_config(mlp))[:12] == "2f5d6ad80e22"
+    assert search_digest(parse_config(with_overrides(mlp, ["network.activation=relu"])))[:12] != "2f5d6ad80e22"
+
+
 def test_learning_is_in_the_digest_of_learning_alone() -> None:
     assert search_digest(changed("learn.epochs=3")) == search_digest(changed())
     assert learn_digest(changed("learn.epochs=3")) != learn_digest(changed())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from repsearch.errors import ConfigError
@@ -55,3 +56,23 @@ def test_a_batchnorm_without_running_statistics_cannot_be_searched() -> None:
     network.blocks[0].norms[0] = nn.BatchNorm1d(8, track_running_stats=False)
     with pytest.raises(ConfigError, match="keep track_running_stats = True"):
         evaluation_network(network)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "leaky_relu"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_activation_and_normalisation_are_choices(activation: str, normalise: bool) -> None:
+    data = made_up_data()
+    table = {"name": "mlp", "widths": [12, 8], "batchnorm": False, "activation": activation, "normalise": normalise}
+    network = build_network(table, data, seed=0, purpose="learned")
+    with torch.no_grad():
+        below = network.stem(network.prepare(data.train.images))
+        before = network.blocks[0].before_activation(below)  # type: ignore[operator]
+        expected = {"gelu": F.gelu, "relu": F.relu, "leaky_relu": lambda values: torch.where(values < 0, 0.2 * values, values)}[activation](
+            before
+        )
+        if normalise:
+            expected = (expected - expected.mean(1, keepdim=True)) / (expected.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        assert network.normalises is normalise
+        assert torch.allclose(network.run_layer(0, below), expected, atol=1e-5)
+        for output in ("representation", "raw", "before_activation"):
+            assert torch.equal(network.run_block(0, below, output)[0], network.run_layer(0, below))  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
     "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None},
 }
 """The same of strategies."""
+_ADDED_TO_NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"activation": "gelu", "normalise": True}}
+"""The same of networks."""
 _KEPT = ("keep_checkpoints", "checkpoint_seconds", "snapshots")
 """Fields of `learn` that say what is kept of it, not what is learned."""
 
@@ -53,6 +55,7 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     for section, added in _ADDED.items():
         if section in parts:
             parts[section] = _without(parts[section], added)
+    parts["network"] = _without(parts["network"], _ADDED_TO_NETWORKS.get(parts["network"]["name"], {}))
     strategy = parts["search"]["strategy"]
     parts["search"]["strategy"] = _without(strategy, _ADDED_TO_STRATEGIES.get(strategy["name"], {}))
     if "learn" in parts:

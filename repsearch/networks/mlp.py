@@ -1,15 +1,16 @@
 """A network of fully connected blocks, whose representations are vectors.
 
-The stem flattens the image; a block is one or more layers of Linear -> BatchNorm (optional) -> GELU; the head is linear. As in
+The stem flattens the image; a block is one or more layers of Linear -> BatchNorm (optional) -> activation; the head is linear. As in
 `convnet`, a block's representation is its output normalised to zero mean and unit variance over (D,), per example, and that is what the
-next block reads: a searched representation and a computed one have the same form.
+next block reads: a searched representation and a computed one have the same form. Without normalisation it is the plain network of the
+literature, to compare methods with; what search puts in its place is normalised all the same.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from repsearch.networks.base import BlockOutput, SearchableNetwork, Shape
 from repsearch.networks.convnet import Head, normalised
 
+Activation = Literal["gelu", "relu", "leaky_relu"]
+SLOPE = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
@@ -26,7 +30,9 @@ class Mlp:
 
     widths: length of each block's output; as many blocks as widths.
     layers: linear layers per block, each as wide as the block's output; the searched copy of round 0 may have fewer.
-    batchnorm: put BatchNorm before each GELU.
+    batchnorm: put BatchNorm before each activation.
+    activation: `gelu`, `relu`, or `leaky_relu` of slope 0.2.
+    normalise: normalise each block's output per example.
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
     """
@@ -38,6 +44,8 @@ class Mlp:
     layers: Annotated[int, Field(ge=1)] = 1
     batchnorm: bool = True
     batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    activation: Activation = "gelu"
+    normalise: bool = True
     head_scale: Annotated[float, Field(gt=0)] = 1.0
 
     def check(self, input_shape: Shape) -> tuple[Shape, ...]:
@@ -65,7 +73,7 @@ class MlpModule(SearchableNetwork):
         super().__init__(mean=mean, std=std)
         self.block_shapes = spec.check(input_shape)
         self.classes = classes
-        self.normalises = True
+        self.normalises = spec.normalise
         self.stem = nn.Flatten()
         features = [math.prod(input_shape), *spec.widths]
         self.blocks = nn.ModuleList(MlpBlock(spec, below, width, rng) for below, width in zip(features, spec.widths, strict=False))
@@ -78,15 +86,16 @@ class MlpModule(SearchableNetwork):
         block = self.blocks[layer]
         assert isinstance(block, MlpBlock)
         before_BX = block.before_activation(below_BX)
-        raw_BX = F.gelu(before_BX)
-        return normalised(raw_BX), raw_BX if output == "raw" else before_BX
+        raw_BX = block.activated(before_BX)
+        return block.represented(raw_BX), raw_BX if output == "raw" else before_BX
 
 
 class MlpBlock(nn.Module):
-    """`layers` times Linear -> BatchNorm (optional) -> GELU; the normalised output is the representation."""
+    """`layers` times Linear -> BatchNorm (optional) -> activation; the output, normalised if wanted, is the representation."""
 
     def __init__(self, spec: Mlp, features: int, width: int, rng: torch.Generator) -> None:
         super().__init__()
+        self.activation, self.normalise = spec.activation, spec.normalise
         self.linears = nn.ModuleList(linear(features if layer == 0 else width, width, rng) for layer in range(spec.layers))
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(width, momentum=spec.batchnorm_momentum) if spec.batchnorm else nn.Identity() for _ in range(spec.layers)
@@ -94,13 +103,23 @@ class MlpBlock(nn.Module):
 
     def forward(self, vectors_BD: Tensor) -> Tensor:
         """Return the representation (B, width)."""
-        return normalised(F.gelu(self.before_activation(vectors_BD)))
+        return self.represented(self.activated(self.before_activation(vectors_BD)))
 
     def before_activation(self, vectors_BD: Tensor) -> Tensor:
-        """Return what the block's last GELU reads."""
+        """Return what the block's last activation reads."""
         for position, (layer, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
-            vectors_BD = norm(layer(F.gelu(vectors_BD) if position else vectors_BD))
+            vectors_BD = norm(layer(self.activated(vectors_BD) if position else vectors_BD))
         return vectors_BD
+
+    def activated(self, vectors_BD: Tensor) -> Tensor:
+        """Return what the activation makes of its input."""
+        if self.activation == "leaky_relu":
+            return F.leaky_relu(vectors_BD, SLOPE)
+        return F.relu(vectors_BD) if self.activation == "relu" else F.gelu(vectors_BD)
+
+    def represented(self, raw_BD: Tensor) -> Tensor:
+        """Return the representation that the last activation's output is."""
+        return normalised(raw_BD) if self.normalise else raw_BD
 
 
 def linear(features: int, width: int, rng: torch.Generator) -> nn.Linear:
