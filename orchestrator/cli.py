@@ -128,7 +128,7 @@ def sweep(
 @app.command()
 def reproduce(
     table: Annotated[
-        str, typer.Argument(help="table1, table2, table2b, table3, loop, loop-augmented or candidates; see docs/evidence.md.")
+        str, typer.Argument(help="table1, table2, table2b, table3, loop, loop-augmented, candidates, rules or local; see docs/evidence.md.")
     ],
     dataset: Annotated[str, typer.Option(help="mnist or cifar10.")] = "mnist",
     images: Annotated[int | None, typer.Option(help="Training images; default: the fewest of the table.")] = None,
@@ -142,6 +142,7 @@ def reproduce(
     row: Annotated[list[str] | None, typer.Option("--row", help="Make this row alone; repeatable.")] = None,
     values_from: Annotated[Path | None, typer.Option(help="Result file whose chosen values are taken; no trials then.")] = None,
     equal_seconds: Annotated[str, typer.Option(help="Row of --values-from; make every row as long as it took there.")] = "",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data, in place of the scale's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and estimate the time from runs that are there.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Run the first trial of every row and estimate the time; the trials count.")] = False,
 ) -> None:
@@ -164,6 +165,7 @@ def reproduce(
             only=tuple(row or ()),
             values_from=values_from,
             equal_seconds=equal_seconds,
+            epochs=epochs,
         )
         perform(order, _console(), dry_run=dry_run, time=time)
 

@@ -22,7 +22,7 @@ def write_page(name: str, table: EvidenceTable, out: Path) -> Path:
     paths = sorted((path for path in out.glob(f"{name}-*.json") if read(path)["table"] == name), key=_place)
     documents = [read(path) for path in paths]
     panels = [panel for document in documents for panel in panels_of(_heading(document), document["rows"])]
-    parts = [f"# {table.title}", PREAMBLE.format(name=name)]
+    parts = [f"# {table.title}", PREAMBLE.format(name=name), *([table.notes] if table.notes else [])]
     if panels:
         draw(out / f"{name}.png", table.title, panels)
         parts.append(f"![test accuracy of every method, mean and standard deviation]({name}.png)")
@@ -45,7 +45,7 @@ def _heading(document: Mapping[str, Any]) -> str:
         heading += f", scale {document['scale']}"
     if document.get("equal_seconds"):
         heading += f", as many seconds as {document['equal_seconds']}"
-    return heading
+    return heading + (f", {document['epochs']} epochs" if document.get("epochs") else "")
 
 
 def _section(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Order:
     only: titles of rows to make; none: all of them.
     values_from: a result file whose chosen values are taken instead of choosing by trials.
     equal_seconds: title of a row of that file; every row is made as long as it took there.
+    epochs: passes over the data in place of the scale's, for rows that do not set their own.
     """
 
     table: str
@@ -60,6 +61,7 @@ class Order:
     only: tuple[str, ...] = ()
     values_from: Path | None = None
     equal_seconds: str = ""
+    epochs: int | None = None
 
     def command(self, images: int) -> str:
         """Return the command that makes the table; where files lie is left to the reader."""
@@ -69,6 +71,8 @@ class Order:
             del options["trials"]
         if self.equal_seconds:
             options["equal-seconds"] = self.equal_seconds
+        if self.epochs is not None:
+            options["epochs"] = self.epochs
         words = [f"--{name}={value}" for name, value in options.items()] + [f"--row={title}" for title in self.only]
         return shlex.join(["orchestrator", "reproduce", self.table, *words])
 
@@ -78,16 +82,19 @@ class Plan:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        for name in ("seeds", "trials", "jobs"):
-            if (value := getattr(order, name)) < 1:
+        for name in ("seeds", "trials", "jobs", "epochs"):
+            if (value := getattr(order, name)) is not None and value < 1:
                 raise ConfigError(f"--{name}: {value}; give 1 or more")
         self.table: EvidenceTable = find_table(order.table)
-        self.scale: Scale = find_scale(order.scale, order.dataset)
+        self.scale: Scale = self.table.scaled(find_scale(order.scale, order.dataset))
+        if order.epochs is not None:
+            self.scale = replace(self.scale, base={**self.scale.base, "learn": {**self.scale.base["learn"], "epochs": order.epochs}})
         self.images = self.scale.images[0] if order.images is None else order.images
         self.all_rows = list(self.table.rows(self.scale, self.images))
         self.rows = _chosen(self.all_rows, order.only)
         stem = f"{order.table}-{order.dataset}-{self.images}" + ("" if order.scale == "cpu" else f"-{order.scale}")
         stem += "-equal-seconds" if order.equal_seconds else ""
+        stem += f"-{order.epochs}-epochs" if order.epochs is not None else ""
         self.folder = order.root.expanduser().absolute() / stem
         head = {
             "table": order.table,
@@ -96,6 +103,7 @@ class Plan:
             "images": self.images,
             "scale": order.scale,
             "equal_seconds": order.equal_seconds,
+            **({} if order.epochs is None else {"epochs": order.epochs}),
         }
         self.results = Results(order.out / f"{stem}.json", head)
         if order.equal_seconds and order.values_from is None:

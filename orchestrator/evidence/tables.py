@@ -20,6 +20,7 @@ from orchestrator.evidence.rows import (
     NONE,
     Row,
 )
+from orchestrator.evidence.rules import LOCAL_NOTES, PUBLISHED_NOTES, local_rows, local_scale, published_rows, published_scale
 from orchestrator.evidence.scales import DEPTH, Scale
 from repsearch.errors import ConfigError
 from repsearch.families import nearest
@@ -27,10 +28,15 @@ from repsearch.families import nearest
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """A table: what it shows, and its rows on a scale, for a number of training images."""
+    """A table: what it shows, and its rows on a scale, for a number of training images.
+
+    scaled: what the table makes of a scale. notes: for its page.
+    """
 
     title: str
     rows: Callable[[Scale, int], Sequence[Row]]
+    scaled: Callable[[Scale], Scale] = lambda scale: scale
+    notes: str = ""
 
 
 def _methods(scale: Scale, images: int) -> list[Row]:
@@ -106,6 +112,8 @@ TABLES: dict[str, EvidenceTable] = {
     "loop": EvidenceTable("The loop", loop_rows),
     "candidates": EvidenceTable("More candidates in the loop", candidate_rows),
     "loop-augmented": EvidenceTable("The loop with augmentation", _augmented_loop),
+    "rules": EvidenceTable("Learning rules as published", published_rows, published_scale, PUBLISHED_NOTES),
+    "local": EvidenceTable("Blocks that learn by themselves", local_rows, local_scale, LOCAL_NOTES),
 }
 
 
