@@ -112,10 +112,39 @@ def pre_activation_share(problem: Problem, batch: Batch, head: bool) -> float:
     """Return the share of the squared gradient of all pre-activations that is the head's, or the hidden layer's."""
     network: Any = problem.network
     hidden = network.blocks[0].linear(network.prepare(batch.images).flatten(1)).detach().requires_grad_()
-    logits = network.head(leaky(hidden))
+    logits = network.head(network.blocks[0].activation(hidden))
     of_logits, of_hidden = torch.autograd.grad(nn.functional.cross_entropy(logits, batch.labels), [logits, hidden])
     squares = [float(value.square().sum()) for value in (of_hidden, of_logits)]
     return squares[head] / sum(squares)
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "forward"])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_units_whose_relu_is_off_are_left_out(derivative: str, draws: int) -> None:
+    problem, batch = problem_for(PlainNetwork([8, 12, 4], torch.relu).double()), correlated_batch(1, 8, 4)
+    true = gradient(problem, batch)
+    table: dict[str, Any] = {"perturb": "activities", "derivative": derivative, "step": 1e-6, "draws": draws}
+    plain, masked = (estimates(rule_of("forward_gradient", mask=mask, **table), problem, batch, 200) for mask in (False, True))
+    network: Any = problem.network
+    with torch.no_grad():
+        on = network.blocks[0].linear(network.prepare(batch.images).flatten(1))[0] > 0
+    assert 2 < int(on.sum()) < 10
+    weights = masked[:, 4 * 13 : 4 * 13 + 12 * 8].unflatten(1, (12, 8))
+    assert not bool(weights[:, ~on].any()) and bool(weights[:, on].any())
+    hidden = slice(4 * 13, None)
+    share = pre_activation_share(problem, batch, head=False)
+    for found, units in ((plain, 12), (masked, int(on.sum()))):
+        mean, error = mean_and_error((found - true)[:, hidden].square().sum(1) / true[hidden].square().sum())
+        assert abs(mean - (1 + units / share) / draws) < 4 * error, "its variance is that of the units that are disturbed"
+        ratio, ratio_error = mean_and_error(found @ true / true.square().sum())
+        assert abs(ratio - 1) < 4 * ratio_error
+
+
+@pytest.mark.parametrize(("activation", "perturb"), [(leaky, "activities"), (torch.relu, "weights")])
+def test_a_mask_without_relu_is_refused(activation: Any, perturb: str) -> None:
+    with pytest.raises(ConfigError, match=r"learn\.rule\.mask: leaves out units whose ReLU is off, and there are none"):
+        rule_of("forward_gradient", perturb=perturb, mask=True).check(problem_for(PlainNetwork([8, 6, 4], activation)), 16)
+    rule_of("forward_gradient", perturb="activities", mask=True).check(problem_for(PlainNetwork([8, 6, 4], torch.relu)), 16)
 
 
 def test_isolated_blocks_have_the_error_of_their_own_size() -> None:

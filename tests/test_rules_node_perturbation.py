@@ -23,6 +23,7 @@ from repsearch.datasets import cached_data
 from repsearch.errors import ConfigError
 from repsearch.networks import SearchableNetwork, build_network
 from tests.learner_support import digits_config, tiny_data
+from tests.networks import made_up_data
 from tests.rules_support import (
     PlainNetwork,
     correlated_batch,
@@ -253,6 +254,25 @@ def test_networks_whose_passes_cannot_be_paired_are_refused_by_layer(table: dict
     network = build_network(table, tiny_data(), seed=0, purpose="learned")
     with pytest.raises(ConfigError, match=message):
         rule_of("node_perturbation").check(problem_for(network), 48)
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "message"),
+    [
+        (
+            "resnet18",
+            ["layer1", "layer2"],
+            r"layer stem\.part\.bn1: it normalises by the statistics of a batch",
+        ),
+        ("squeezenet1_1", ["features.4", "features"], r"layer stem\.part\.features\.1: it works in place.*set inplace = False"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["node_perturbation", "forward_gradient", "weight_perturbation", "alopex", "target_propagation"])
+def test_torchvision_networks_are_refused_by_layer(rule: str, model: str, stages: list[str], message: str) -> None:
+    data = made_up_data((3, 32, 32), train=8)
+    network = build_network({"name": "torchvision", "model": model, "stages": stages}, data, seed=0, purpose="learned")
+    with pytest.raises(ConfigError, match=rf"learn\.rule: '{rule}' cannot serve {message}"):
+        rule_of(rule).check(problem_for(network), 8)
 
 
 class Doubling(nn.Module):

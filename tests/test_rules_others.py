@@ -21,6 +21,7 @@ from learner.rules.passes import layers_of
 from repsearch.errors import ConfigError
 from repsearch.networks import build_network
 from tests.learner_support import tiny_data
+from tests.networks import made_up_data
 from tests.rules_support import (
     PlainNetwork,
     correlated_batch,
@@ -298,6 +299,22 @@ def test_decoders_learn_to_undo_their_blocks() -> None:
         network.zero_grad(set_to_none=True)
         _, state = rule.estimate(problem, batch, state, rng=rng)
     assert miss() < 0.2 * first
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_target_propagation_takes_small_maps_and_refuses_large_ones_by_block(width: int) -> None:
+    data = tiny_data() if width == 8 else made_up_data((3, 32, 32), train=8)
+    table = {"name": "convnet", "width": width, "blocks": 2, "convolutions": 2, "batchnorm": "none"}
+    problem = problem_for(build_network(table, data, seed=0, purpose="learned"))
+    rule = rule_of("target_propagation")
+    if width == 8:
+        rule.check(problem, 8)
+        assert bool(estimate(rule, problem, Batch(data.train.images, data.train.labels, {})).any())
+        return
+    with pytest.raises(
+        ConfigError, match=r"undoes blocks\.1 by a linear map .*weights, more than 16,777,216; take a network of smaller maps"
+    ):
+        rule.check(problem, 8)
 
 
 def test_target_propagation_of_isolated_blocks_is_the_local_gradient() -> None:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from learner.batches import Batch
 from learner.objectives.base import Loss
+from learner.rules.activities import along, beside, switched, unit_shapes
 from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.carrying import Carrying, carried
 from learner.rules.directions import DirectionLaw, noise
-from learner.rules.layers import Layer, running
-from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, part_losses, parts_of, run
+from learner.rules.layers import running
+from learner.rules.passes import Pass, layers_of, loss_of, over_draws, part_losses, parts_of, run
 from learner.rules.suitability import check_formulas, check_pairs, made_up_batch, warn_of_rounding
 from learner.rules.tangents import Combination, coefficients, combined
 from repsearch.errors import ConfigError
@@ -38,9 +39,7 @@ with warnings.catch_warnings():
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-Directions = Callable[[Mapping[str, Sequence[int]]], dict[str, Tensor]]
-"""From the shape of each layer's pre-activation, (B, X), to directions (K, B, X)."""
-Measured = tuple[Loss, Sequence[Tensor], Mapping[str, Tensor], Tensor]
+MASK = "mask/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,7 @@ class ForwardGradient(PlainRule):
     derivative: `jvp`, exact; or differences of losses at a distance of `step` along the direction, for losses without a derivative:
         `forward`, beside the undisturbed loss, or `central`, on both sides.
     step: distance of the differences.
+    mask: over `activities`, leave out units whose ReLU is off, which have no gradient (Ren et al.).
     """
 
     perturb: Literal["weights", "activities"] = "weights"
@@ -62,12 +62,18 @@ class ForwardGradient(PlainRule):
     combine: Combination = "mean"
     derivative: Literal["jvp", "forward", "central"] = "jvp"
     step: Annotated[float, Field(gt=0)] = 1e-3
+    mask: bool = False
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for a network it cannot serve, or more draws than there are directions; warn of rounding."""
         check_pairs(problem, "forward_gradient")
         if self.perturb == "activities":
             check_formulas(problem, "forward_gradient")
+        if self.mask and (self.perturb == "weights" or not switched(problem, layers_of(problem))):
+            raise ConfigError(
+                "learn.rule.mask: leaves out units whose ReLU is off, and there are none; take a network with ReLU and "
+                'perturb = "activities", or leave mask out'
+            )
         if self.derivative == "jvp":
             _check_derivatives(problem)
         else:
@@ -78,10 +84,14 @@ class ForwardGradient(PlainRule):
                 'combine = "mean"'
             )
 
+    def init(self, problem: Problem, *, rng: torch.Generator) -> State:
+        """Return a mark for each layer that a ReLU follows, where units that are off are left out; else nothing."""
+        return {f"{MASK}{name}": torch.ones(()) for name in sorted(switched(problem, layers_of(problem)))} if self.mask else {}
+
     @torch.no_grad()
     def estimate(self, problem: Problem, batch: Batch, state: State, *, rng: torch.Generator) -> tuple[Estimate, State]:
         """Write the estimate; see `LearningRule.estimate`."""
-        loss = self._of_weights(problem, batch, rng) if self.perturb == "weights" else self._of_activities(problem, batch, rng)
+        loss = self._of_weights(problem, batch, rng) if self.perturb == "weights" else self._of_activities(problem, batch, state, rng)
         passes = self.draws * (2 if self.derivative == "central" else 1)
         return Estimate(loss, forward=(1 + passes) * len(batch.labels), backward=0), state
 
@@ -118,7 +128,7 @@ class ForwardGradient(PlainRule):
         total, terms, logits, shares, _ = aux
         return Loss(total, terms, logits, shares)
 
-    def _of_activities(self, problem: Problem, batch: Batch, rng: torch.Generator) -> Loss:
+    def _of_activities(self, problem: Problem, batch: Batch, state: State, rng: torch.Generator) -> Loss:
         layers = layers_of(problem)
         owners = {layer.name: layer.part for layer in layers}
 
@@ -127,68 +137,17 @@ class ForwardGradient(PlainRule):
             drawn = {name: noise((self.draws, *shape), self.directions, like, rng) for name, shape in shapes.items()}
             return _on_sphere(drawn, owners, 2) if self.directions == "sphere" else drawn
 
-        along = self._along_activities if self.derivative == "jvp" else self._beside_activities
-        loss, inputs, drawn, derivatives_KSB = along(problem, batch, layers, directions)
+        masked = {name.removeprefix(MASK) for name in state if name.startswith(MASK)}
+        measure = along if self.derivative == "jvp" else beside
+        found = measure(problem, batch, layers, masked, directions, self._derivatives)
         for part in set(owners.values()):
             members = [(number, layer) for number, layer in enumerate(layers) if layer.part == part]
-            ways = [drawn[layer.name] for _, layer in members]
+            ways = [found.drawn[layer.name] for _, layer in members]
             gram = sum(_gram(way.flatten(2).transpose(0, 1)) for way in ways) if self.combine == "projection" else None
-            factors_BK = coefficients(derivatives_KSB[:, part].T, gram if isinstance(gram, Tensor) else None, self.combine)
+            factors_BK = coefficients(found.derivatives_KSB[:, part].T, gram if isinstance(gram, Tensor) else None, self.combine)
             for (number, layer), way in zip(members, ways, strict=True):
-                layer.write(inputs[number], combined(factors_BK.T / len(factors_BK), way))
-        return loss
-
-    def _along_activities(self, problem: Problem, batch: Batch, layers: Sequence[Layer], directions: Directions) -> Measured:
-        """Return loss, inputs of the layers, directions, and derivatives (K, S, B), of one pass with its tangents."""
-        drawn = directions({layer.name: (len(batch.labels), *shape) for layer, shape in zip(layers, _shapes(problem, layers), strict=True)})
-
-        def losses(moves: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-            inputs: list[Tensor] = []
-
-            def forward(number: int, input_BY: Tensor) -> Tensor:
-                inputs.append(input_BY)
-                return carried(layers[number], input_BY, moves[layers[number].name])
-
-            with running(layers, forward):
-                passed = run(problem, batch.images)
-            return example_losses(problem, passed, batch), (inputs, passed.blocks, passed.compared, passed.logits)
-
-        still = {name: torch.zeros_like(value[0]) for name, value in drawn.items()}
-        derivatives_KSB, (inputs, blocks, compared, logits) = self._derivatives(losses, still, drawn)
-        # The loss for the record needs no tangent.
-        loss = loss_of(problem, Pass(blocks, compared, logits, (), logits), batch)
-        return loss, inputs, drawn, derivatives_KSB
-
-    def _beside_activities(self, problem: Problem, batch: Batch, layers: Sequence[Layer], directions: Directions) -> Measured:
-        """Return the same by differences from an undisturbed pass."""
-        inputs: list[Tensor] = []
-        bare: dict[str, Tensor] = {}
-
-        def look(number: int, input_BY: Tensor) -> Tensor:
-            inputs.append(input_BY)
-            output_BX = layers[number].run(input_BY)
-            bare[layers[number].name] = output_BX
-            return output_BX
-
-        with running(layers, look):
-            passed = run(problem, batch.images)
-        loss = loss_of(problem, passed, batch)
-        drawn = directions({name: value.shape for name, value in bare.items()})
-        first = {layer.part: number for number, layer in reversed(list(enumerate(layers)))}
-
-        def losses(moves: Mapping[str, Tensor], _: Pass | None = None) -> tuple[Tensor, Any]:
-            def forward(number: int, input_BY: Tensor) -> Tensor:
-                name = layers[number].name
-                known = number == first[layers[number].part]
-                return (bare[name] if known else layers[number].run(input_BY)) + moves[name]
-
-            with running(layers, forward):
-                disturbed = run(problem, batch.images, passed)
-            return example_losses(problem, disturbed, batch), (passed,)
-
-        still = {name: torch.zeros_like(value) for name, value in bare.items()}
-        derivatives_KSB, _ = self._derivatives(losses, still, drawn)
-        return loss, inputs, drawn, derivatives_KSB
+                layer.write(found.inputs[number], combined(factors_BK.T / len(factors_BK), way))
+        return found.loss
 
     def _derivatives(
         self,
@@ -236,7 +195,7 @@ class ForwardGradient(PlainRule):
             sizes = [(parts.of(name), value.numel()) for name, value in problem.network.named_parameters() if value.requires_grad]
         else:
             layers = layers_of(problem)
-            sizes = [(layer.part, math.prod(shape)) for layer, shape in zip(layers, _shapes(problem, layers), strict=True)]
+            sizes = [(layer.part, math.prod(shape)) for layer, shape in zip(layers, unit_shapes(problem, layers), strict=True)]
         return min(sum(size for part, size in sizes if part == number) for number in {part for part, _ in sizes})
 
 
@@ -267,20 +226,6 @@ def _on_sphere(drawn: Mapping[str, Tensor], owners: Mapping[str, int], kept: int
 
 def _gram(directions_LKN: Tensor) -> Tensor:
     return directions_LKN @ directions_LKN.mT
-
-
-def _shapes(problem: Problem, layers: Sequence[Layer]) -> list[tuple[int, ...]]:
-    """Return the shape of each layer's pre-activation, without the example axis."""
-    found: list[tuple[int, ...]] = []
-
-    def forward(number: int, input_BY: Tensor) -> Tensor:
-        output_BX = layers[number].run(input_BY)
-        found.append(tuple(output_BX.shape[1:]))
-        return output_BX
-
-    with torch.no_grad(), running(layers, forward):
-        run(problem, made_up_batch(problem, 1).images)
-    return found
 
 
 def _check_derivatives(problem: Problem) -> None:

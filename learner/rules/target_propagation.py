@@ -4,7 +4,8 @@ Lee et al. 2015 (arXiv 1412.7525). The last block's target is a step down the lo
 g a decoder from a block's representation h to its input h_below, trained beside the network to undo the block:
 |g(f(h + noise)) - (h + noise)|^2. A block's gradient is that of the distance of its output to its target, scaled so that the step cancels.
 Where the objective gives a block a loss of its own, as regression does, that adds to its target; where blocks are isolated, nothing else
-does. Decoders are linear maps of flattened representations, without bias, so that g(t) - g(h) is g(t - h).
+does. Decoders are linear maps of flattened representations, without bias, so that g(t) - g(h) is g(t - h); of large maps they would be
+larger than any network, and are refused.
 Shapes: B examples; X the axes of a representation; N its components, M those of the one below.
 """
 
@@ -24,8 +25,11 @@ from learner.objectives.base import Loss, Outputs
 from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.directions import noise
 from learner.rules.suitability import check_pairs
+from repsearch.errors import ConfigError
 
 DECODER = "decoder/"
+MOST_WEIGHTS = 2**24
+"""Of a decoder, that it and its place in every checkpoint stay below 64 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,16 @@ class TargetPropagation(PlainRule):
     decoder_noise: Annotated[float, Field(gt=0)] = 0.1
 
     def check(self, problem: Problem, examples: int) -> None:
-        """Raise `ConfigError` for a network whose passes cannot be repeated."""
+        """Raise `ConfigError` for a network whose passes cannot be repeated, or with maps too large for a linear decoder."""
         check_pairs(problem, "target_propagation")
+        shapes = problem.network.block_shapes
+        for block in range(1, len(shapes)):
+            below, above = shapes[block - 1], shapes[block]
+            if (size := math.prod(below) * math.prod(above)) > MOST_WEIGHTS:
+                raise ConfigError(
+                    f"learn.rule: target_propagation undoes blocks.{block} by a linear map from {above} to {below}, which would have "
+                    f"{size:,} weights, more than {MOST_WEIGHTS:,}; take a network of smaller maps, or rule feedback_alignment"
+                )
 
     def init(self, problem: Problem, *, rng: torch.Generator) -> State:
         """Return a decoder of every block but the first: (components of its input, of its output)."""

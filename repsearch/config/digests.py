@@ -24,6 +24,8 @@ _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
 """The same of strategies."""
 _ADDED_TO_NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"activation": "gelu", "normalise": True}}
 """The same of networks."""
+_ADDED_TO_RULES: dict[str, dict[str, Any]] = {"forward_gradient": {"mask": False}}
+"""The same of learning rules."""
 _KEPT = ("keep_checkpoints", "checkpoint_seconds", "snapshots")
 """Fields of `learn` that say what is kept of it, not what is learned."""
 
@@ -61,6 +63,7 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
         rule = {key: value for key, value in parts["learn"].pop("rule").items() if value is not None}
+        rule = _without(rule, _ADDED_TO_RULES.get(rule["name"], {}))
         if rule != {"name": "backprop"}:
             # Before rules were a family, there was backpropagation alone.
             parts["learn"]["rule"] = rule
