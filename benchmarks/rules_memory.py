@@ -18,7 +18,7 @@ import torch
 from benchmarks.rules_speed import made_up
 from learner.batches import Batch
 from learner.objectives.cross_entropy import CrossEntropy
-from learner.rules.base import problem_of
+from learner.rules.base import LearningRule, Problem, problem_of
 from repsearch.config import LearnConfig
 from repsearch.families import RULES
 from repsearch.networks import build_network
@@ -38,9 +38,15 @@ def megabytes(table: dict[str, Any], depth: int, examples: int = 2000) -> float:
     """Return the most MB that an estimate holds for a network of `depth` blocks."""
     data = made_up(examples)
     network = build_network({"name": "mlp", "widths": [64] * depth, "batchnorm": False}, data, seed=0, purpose="learned").train()
-    problem, rule = problem_of(network, CrossEntropy(), LearnConfig()), RULES.build(table)
-    batch, rng = Batch(data.train.images, data.train.labels, {}), torch.Generator().manual_seed(0)
-    with _Live(there=[*network.parameters(), *network.buffers(), batch.images, batch.labels]) as live:
+    problem, batch = problem_of(network, CrossEntropy(), LearnConfig()), Batch(data.train.images, data.train.labels, {})
+    return held(RULES.build(table), problem, batch)
+
+
+def held(rule: LearningRule, problem: Problem, batch: Batch) -> float:
+    """Return the most MB that an estimate holds beside parameters and the batch."""
+    network, rng = problem.network, torch.Generator().manual_seed(0)
+    network.zero_grad(set_to_none=True)
+    with _Live(there=[*network.parameters(), *network.buffers(), batch.images, batch.labels, *batch.targets.values()]) as live:
         rule.estimate(problem, batch, rule.init(problem, rng=rng), rng=rng)
     return live.most / 1e6
 

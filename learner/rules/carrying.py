@@ -2,8 +2,8 @@
 
 A layer's tangent is two products, of which the one with a tangent of zero is left out: within `torch.func.jvp` a layer multiplies an input
 that has no tangent, such as an image, by its weight all the same, which for the first layer is as much again as the layer itself.
-Normalisation per example takes 3 passes over its output and 2 sums, in place of 12. Shapes: B examples; X the axes of a pre-activation;
-Y those of a layer's input; N components of a representation.
+Normalisation per example takes 3 passes over its output and 2 sums, in place of 13 in all. Shapes: B examples; X the axes of a
+pre-activation; Y those of a layer's input; N components of a representation.
 """
 
 from __future__ import annotations
