@@ -102,6 +102,31 @@ def test_the_gpu_scale_is_the_papers_configuration(tmp_path: Path) -> None:
         assert ours.dataset["validation"] == paper.dataset["validation"]
 
 
+def test_fewer_epochs_are_a_table_of_its_own(tmp_path: Path) -> None:
+    whole, short = (Plan(order(tmp_path, table="rules", epochs=epochs)) for epochs in (None, 2))
+    assert (whole.results.path.name, short.results.path.name) == ("rules-mnist-300.json", "rules-mnist-300-2-epochs.json")
+    row = whole.rows[0]
+    assert [plan.sweep(row).config({}).learn.epochs for plan in (whole, short)] == [20, 2]
+    assert whole.row_folder(row) != short.row_folder(row)
+    assert short.order.command(300).endswith("--trials=3 --epochs=2")
+    with pytest.raises(ConfigError, match="--epochs: 0"):
+        Plan(order(tmp_path, epochs=0))
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_rules_within_blocks_and_through_the_network_have_equal_evaluations(dataset: str, tmp_path: Path) -> None:
+    plan = Plan(order(tmp_path, table="local", dataset=dataset))
+    configs = {row.name: plan.sweep(row).config({}) for row in plan.rows}
+    for rule in ("forward gradient", "node perturbation"):
+        local, whole = (configs[f"{rule}, {objective}"] for objective in ("isolated regression", "cross-entropy"))
+        assert local.learn.rule == whole.learn.rule and local.learn.objective["isolate"] and local.search.layers == [0, 1, "logits"]
+        strategy = local.search.strategy
+        passes = 1 + (local.learn.rule.get("draws") or local.learn.rule.get("passes"))
+        searched = local.rounds.count * strategy["population"] * sum(strategy["generations"])
+        learned = local.rounds.count * local.learn.epochs * passes
+        assert whole.learn.epochs * passes == pytest.approx(searched + learned, abs=passes)
+
+
 def test_every_row_has_the_same_trials_with_the_same_draws(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     workers = FakeWorkers()
     plan = Plan(order(tmp_path))
