@@ -137,7 +137,10 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
 
 
 def _evaluations(strategy: Mapping[str, Any]) -> int:
-    evaluations: int = strategy["population"] * sum(strategy["generations"])
+    """Return the evaluations per image of a round: of every layer's first population, then of each generation's children."""
+    children: int = strategy["explorers"] + strategy["refiners"]
+    first: int = strategy["population"] * len(strategy["generations"])
+    evaluations: int = first + children * sum(strategy["generations"])
     return evaluations
 
 
