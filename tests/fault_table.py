@@ -16,6 +16,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tests.small_disk import can_mount
+
+FULL_DISK = "a tmpfs of some kilobytes, limits of files (RLIMIT_FSIZE)" if can_mount() else "limits of files (RLIMIT_FSIZE); no tmpfs here"
 CASES = {
     1: (
         "a searcher dies within a search, or before the manifest",
@@ -100,7 +103,7 @@ CASES = {
     ),
     22: (
         "a full disk, a folder that is read-only",
-        "a limit of the size of files (RLIMIT_FSIZE), errors of the disk, read-only folders",
+        f"{FULL_DISK}, read-only folders",
         "told; nothing half written counts; the run can be resumed",
     ),
     23: (

@@ -6,11 +6,14 @@ import contextlib
 import itertools
 import os
 import resource
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,10 +22,13 @@ from rich.console import Console
 from orchestrator import execution
 from orchestrator.journal import read_journal
 from orchestrator.progress import PlainDisplay
+from orchestrator.verify import verify
 from repsearch.errors import StoreError
 from repsearch.failpoints import VARIABLE
-from tests.failpoint_runs import KINDS, Bench, Facts, facts, problems
+from tests.failpoint_runs import KINDS, Bench, Facts, facts, leftovers, problems
+from tests.orchestrator_runs import write_config
 from tests.serving_processes import until
+from tests.small_disk import can_mount, on_small_disk
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 QUIET = PlainDisplay(Console(quiet=True))
@@ -109,6 +115,27 @@ def test_an_orchestrator_whose_disk_is_full_says_so_and_the_run_is_resumed(bench
     assert "cannot be written" in bench.output.read_text()
     assert bench.resume(run) == 0, bench.output.read_text()
     assert problems(bench, run, undisturbed) == []
+
+
+@pytest.mark.fault(22)
+def test_a_run_whose_disk_gets_full_says_so_and_is_resumed_with_room(tmp_path: Path) -> None:
+    """A real disk, which all of the run's processes share; elsewhere the tests above show the same by limits of files."""
+    if not can_mount():
+        pytest.skip("this machine does not let us mount a tmpfs; RLIMIT_FSIZE stands for a full disk")
+    disk, kept, said = tmp_path / "runs", tmp_path / "kept", tmp_path / "said.txt"
+    disk.mkdir()
+    command = shlex.join([sys.executable, "-m", "orchestrator"])
+    first = f"code=0; {command} run {write_config(tmp_path)} --name full > {said} 2>&1 || code=$?; test $code = {StoreError.exit_code}"
+    commands = [["sh", "-c", first], ["room"], ["sh", "-c", f"{command} resume {disk / 'full'} >> {said} 2>&1"]]
+    done = subprocess.run(
+        on_small_disk(disk, 400, *commands, keep=kept), cwd=tmp_path, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, said.read_text()
+    assert "No space left on device; make room" in said.read_text()
+    assert f"orchestrator resume {disk / 'full'}" in said.read_text()
+    assert verify(kept / "full") == []
+    assert len(facts(kept / "full").networks) == 2
+    assert leftovers(kept / "full") == []
 
 
 @pytest.mark.fault(25)

@@ -16,6 +16,7 @@ import pytest
 from repsearch.errors import StoreError
 from store import Reference, ZarrStore
 from store.verification import verify_group
+from tests.small_disk import can_mount, on_small_disk
 
 GROUP = "rounds/00000/search/00000-a1"
 ARRAYS = {"block0": np.random.default_rng(0).standard_normal((10, 2, 3)), "logits": np.ones((10, 4), np.float32)}
@@ -263,30 +264,39 @@ from repsearch.errors import StoreError
 from store import ZarrStore
 store = ZarrStore(Path(sys.argv[1]))
 store.write_document("run.json", {"n": 1}, create=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+if sys.argv[2] == "limit":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 for write in (
     lambda: store.write("g", {"x": np.ones(100_000)}, attributes={}),
-    lambda: store.write("h", {}, attributes={"long": "x" * 10_000}),
+    lambda: store.write("h", {}, attributes={"long": "x" * 200_000}),
     lambda: store.relaxed().write("i", {"x": np.ones(100_000)}, attributes={}),
-    lambda: store.write_document("run.json", {"long": "x" * 10_000}, create=False),
+    lambda: store.write_document("run.json", {"long": "x" * 200_000}, create=False),
 ):
     try:
         write()
     except StoreError as error:
         print(error)
+assert store.committed("") == []
+assert store.read_document("run.json") == {"n": 1}
+assert [path.name for path in Path(sys.argv[1]).rglob("*.json.*")] == []
+print("whole")
 """
 
 
 @pytest.mark.fault(22)
-def test_full_disk_is_named_and_spoils_nothing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _NO_ROOM, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
-    lines = done.stdout.splitlines()
+@pytest.mark.parametrize("means", ["limit", "tmpfs"])
+def test_full_disk_is_named_and_spoils_nothing(tmp_path: Path, means: str) -> None:
+    command = [sys.executable, "-c", _NO_ROOM, str(tmp_path), means]
+    if means == "tmpfs":
+        if not can_mount():
+            pytest.skip("this machine does not let us mount a tmpfs")
+        command = on_small_disk(tmp_path, 100, command)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *lines, last = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["g", "h", "i", "run.json"]
     assert all("make room on the disk" in line for line in lines)
-    store = ZarrStore(tmp_path)
-    assert store.committed("") == []
-    assert store.read_document("run.json") == {"n": 1}
-    assert [path.name for path in tmp_path.rglob("*.json.*")] == []
+    assert all(("No space left" if means == "tmpfs" else "File too large") in line for line in lines)
+    assert last == "whole"
 
 
 @pytest.mark.fault(26)
