@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.attempts import Daemon
 from orchestrator.remote import is_remote
-from orchestrator.roster import GoneError, Roster
+from orchestrator.roster import Roster, StartedAnewError
 from orchestrator.runs import Run
 from repsearch.config import RunConfig
 from repsearch.errors import ConfigError, DaemonError, from_kind
@@ -29,13 +29,13 @@ RENEW_S = 10.0
 class Fleet:
     """searchers (none for a run that does not search), learner, and the store root of each daemon by address.
 
-    ended: how a local daemon's process ended, "" while it may come back.
+    started_anew: starts a local daemon whose process has ended anew, and says so; see `LocalDaemons.started_anew`.
     """
 
     searchers: Sequence[Daemon]
     learner: Daemon
     store_roots: Mapping[str, str]
-    ended: Callable[[str], str] = lambda address: ""
+    started_anew: Callable[[str], str] = lambda address: ""
 
     def all(self) -> list[Daemon]:
         """Every daemon."""
@@ -44,7 +44,7 @@ class Fleet:
 
 @contextmanager
 def connected(
-    searchers: Sequence[str], learner: str, config: RunConfig, ended: Callable[[str], str] = lambda address: ""
+    searchers: Sequence[str], learner: str, config: RunConfig, started_anew: Callable[[str], str] = lambda address: ""
 ) -> Iterator[Fleet]:
     """Connect to the daemons at these addresses; raises `DaemonError` for one that is not there or is not what it should be.
 
@@ -64,7 +64,7 @@ def connected(
             roots[address] = clients[-1].connect().store_root
         client = stack.enter_context(DaemonClient(learner, "learner", tls=tls.get(learner)))
         roots[learner] = client.connect().store_root
-        yield Fleet(searchers=clients, learner=client, store_roots=roots, ended=ended)
+        yield Fleet(searchers=clients, learner=client, store_roots=roots, started_anew=started_anew)
 
 
 def start_request(run: Run, fleet: Fleet, daemon: Daemon, *parts: str | int, **spec: Any) -> jobs_pb2.StartRequest:
@@ -112,8 +112,8 @@ def rejoin(run: Run, fleet: Fleet, daemon: DaemonClient) -> None:
 
     What it still does for the run is cancelled: somebody else does it. The check that follows shows that its compute works.
     """
-    if reason := fleet.ended(daemon.address):
-        raise GoneError(f"{daemon.address}: {reason}")
+    if what := fleet.started_anew(daemon.address):
+        raise StartedAnewError(f"{daemon.service} at {daemon.address}: {what}")
     info = daemon.connect()
     if info.draining:
         raise DaemonError(f"{daemon.address}: it is stopping, and takes no more jobs")

@@ -203,7 +203,7 @@ def daemons(preflight: Preflight, display: Display) -> Iterator[Fleet]:
         for address, pid in local.processes():
             display.message(f"started {address}, process {pid}")
         searchers = (config.searcher.addresses or local.addresses("searcher")) if preflight.searches else []
-        with connected(searchers, config.learner.address or local.addresses("learner")[0], config, local.ended) as fleet:
+        with connected(searchers, config.learner.address or local.addresses("learner")[0], config, local.started_anew) as fleet:
             yield fleet
 
 
@@ -303,7 +303,7 @@ def opened(run: Run, layers: Sequence[str], fleet: Fleet, display: Display, *, r
 
 def _incident(log: RunLog, display: Display, event: str, text: str) -> None:
     log.incident(event, text)
-    if event in ("daemon_back", "asked"):
+    if event in ("daemon_back", "daemon_restarted", "asked"):
         # What is done about a lost one is said by whoever lost it.
         display.message(text)
 

@@ -1,7 +1,7 @@
 """Local daemons: separate processes that this orchestrator starts and always stops.
 
 A daemon lives as long as the pipe to its stdin: it ends with the orchestrator even when that is killed. It has its own process group,
-so that Ctrl-C reaches the orchestrator alone, which then stops the daemons itself.
+so that Ctrl-C reaches the orchestrator alone, which then stops the daemons itself. One that ends meanwhile is started anew at its address.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from orchestrator.roster import GoneError
 from repsearch.config import RunConfig
 from repsearch.errors import DaemonError
 
@@ -27,6 +29,8 @@ READY_S = 120.0
 """Seconds a daemon may take to start; importing torch from a cold disk is most of it."""
 STOP_S = 5.0
 """Seconds a daemon may take to stop before it is killed."""
+RESTARTS = 3
+"""Times that a daemon whose process has ended is started anew; what ends it more often than that will end it again."""
 LOGS = "logs"
 _TAIL_LINES = 15
 
@@ -66,6 +70,8 @@ class LocalDaemons:
         self._specs = specs
         self._root, self._store = root, store or str(root)
         self._daemons: list[_Daemon] = []
+        self._lock = threading.Lock()
+        self._stopped = False
 
     def __enter__(self) -> Self:
         try:
@@ -86,11 +92,20 @@ class LocalDaemons:
         """Return the addresses of the daemons of `service`."""
         return [daemon.address for daemon in self._daemons if daemon.spec.service == service]
 
-    def ended(self, address: str) -> str:
-        """Return how the process of the daemon at `address` ended, "" while it runs, and for a daemon that is not ours."""
-        for daemon in self._daemons:
-            if daemon.address == address and (code := daemon.process.poll()) is not None:
-                return f"its process, {daemon.process.pid}, has ended with code {code}"
+    def started_anew(self, address: str) -> str:
+        """Start the daemon at `address` anew if its process has ended, without waiting for it to be ready; return what happened.
+
+        "" if nothing did: it runs, or is not ours. Raises `GoneError` if that was done `RESTARTS` times. In any thread.
+        """
+        with self._lock:
+            for number, daemon in enumerate(self._daemons):
+                if daemon.address != address or daemon.process.poll() is None:
+                    continue
+                ended = f"its process, {daemon.process.pid}, has ended with code {daemon.process.returncode}"
+                if self._stopped or daemon.restarts == RESTARTS:
+                    raise GoneError(f"{address}: {ended}, as those before it, {daemon.restarts + 1} in all; its log is {daemon.log}")
+                self._daemons[number] = daemon = daemon.anew()
+                return f"{ended}; process {daemon.process.pid} was started in its place, {daemon.restarts} of {RESTARTS} times"
         return ""
 
     def processes(self) -> list[tuple[str, int]]:
@@ -99,6 +114,8 @@ class LocalDaemons:
 
     def stop(self) -> None:
         """Stop every daemon: SIGTERM and the end of its stdin, then after `STOP_S` seconds SIGKILL."""
+        with self._lock:
+            self._stopped = True
         for daemon in self._daemons:
             daemon.terminate()
         deadline = time.monotonic() + STOP_S
@@ -108,17 +125,17 @@ class LocalDaemons:
 
 
 class _Daemon:
-    """One daemon process; `address` is set by `wait_ready`."""
+    """One daemon process; `address` is set by `wait_ready`. restarts: how many had its place before."""
 
-    def __init__(self, spec: LocalSpec, root: Path, store: str) -> None:
-        self.spec = spec
-        self.address = ""
+    def __init__(self, spec: LocalSpec, root: Path, store: str, *, address: str = "", restarts: int = 0) -> None:
+        self.spec, self.address, self.restarts = spec, address, restarts
+        self._root, self._store = root, store
         logs = root / LOGS
         logs.mkdir(parents=True, exist_ok=True)
-        self._log = logs / f"{spec.service}-{os.getpid()}-{spec.number}.log"
-        command = [sys.executable, "-m", spec.service, "serve", "--listen", "127.0.0.1:0", "--store", store]
+        self.log = logs / f"{spec.service}-{os.getpid()}-{spec.number}.log"
+        command = [sys.executable, "-m", spec.service, "serve", "--listen", address or "127.0.0.1:0", "--store", store]
         command += ["--device", spec.device, "--threads", str(spec.threads), "--exit-with-stdin"]
-        with self._log.open("wb") as log:
+        with self.log.open("ab" if restarts else "wb") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -143,8 +160,14 @@ class _Daemon:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
             what = f"did not start (exit code {self.process.returncode})"
-        tail = "\n".join(f"  {line}" for line in self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
-        return f"the local {self.spec.service} daemon {what}; its log, {self._log}, ends:\n{tail}"
+        tail = "\n".join(f"  {line}" for line in self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+        return f"the local {self.spec.service} daemon {what}; its log, {self.log}, ends:\n{tail}"
+
+    def anew(self) -> _Daemon:
+        """Start it again at its address, once it has ended."""
+        self.terminate()
+        self.reap(time.monotonic())
+        return _Daemon(self.spec, self._root, self._store, address=self.address, restarts=self.restarts + 1)
 
     def terminate(self) -> None:
         """Ask the process, if it is still there, to end; nobody waits for its running job, so it need not be finished."""

@@ -31,7 +31,11 @@ class Named(Protocol):
 
 
 class GoneError(DaemonError):
-    """The daemon cannot come back: a process of ours that has ended."""
+    """The daemon cannot come back: a process of ours that ends again and again."""
+
+
+class StartedAnewError(DaemonError):
+    """The daemon's process, one of ours, had ended and was started anew; it will answer."""
 
 
 @dataclass
@@ -93,6 +97,11 @@ class Roster:
             with self._lock:
                 self._listeners.remove(back)
 
+    def _tell(self, event: str, text: str) -> None:
+        with self._lock:
+            if not self._closed.is_set():
+                self._report(event, text)
+
     def _probe(self, lost: Lost) -> None:
         assert self._rejoin is not None
         while not self._closed.is_set():
@@ -103,6 +112,8 @@ class Roster:
                 return
             except RepSearchError as error:
                 lost.why = str(error)
+                if isinstance(error, StartedAnewError):
+                    self._tell("daemon_restarted", lost.why)
                 self._closed.wait(PROBE_S)
                 continue
             with self._lock:

@@ -49,7 +49,7 @@ shard_examples = 64
 [tracking]
 enabled = false
 """
-DEADLINE_S = 150.0
+DEADLINE_S = 300.0
 
 
 def write_config(folder: Path) -> Path:

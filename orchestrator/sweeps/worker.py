@@ -101,7 +101,7 @@ class Worker:
         preflight = check_run(config, cached_data(config.dataset, seed=config.run.seed))
         searchers = (config.searcher.addresses or self._addresses("searcher", config)) if preflight.searches else []
         learner = config.learner.address or self._addresses("learner", config)[0]
-        with connected(searchers, learner, config, self._ended) as fleet:
+        with connected(searchers, learner, config, self._started_anew) as fleet:
             resumed = (folder / layout.RUN_DOCUMENT).is_file()
             if not resumed:
                 # A folder without `run.json` is what a process killed in between left.
@@ -136,8 +136,8 @@ class Worker:
             self._local[specs] = self._stack.enter_context(LocalDaemons(specs, self._root))
         return self._local[specs].addresses(service)
 
-    def _ended(self, address: str) -> str:
-        return next((reason for local in self._local.values() if (reason := local.ended(address))), "")
+    def _started_anew(self, address: str) -> str:
+        return next((what for local in self._local.values() if (what := local.started_anew(address))), "")
 
     def _processor_s(self) -> float:
         """Return the processor time of all local daemons and their compute processes so far."""
