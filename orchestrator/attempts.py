@@ -48,6 +48,7 @@ class Task:
     attempt: number of the attempt; the next try has the next one.
     request: the job's request for an attempt on a daemon.
     keeps: whether a job that is cancelled keeps what it has, so that nothing is lost by it.
+    found: what an attempt committed whose end was not heard, if it did.
     """
 
     key: int
@@ -56,6 +57,7 @@ class Task:
     attempt: int
     request: Callable[[int, Daemon], jobs_pb2.StartRequest]
     keeps: bool = False
+    found: Callable[[int], jobs_pb2.Reference | None] = lambda attempt: None
 
 
 @dataclass(eq=False)

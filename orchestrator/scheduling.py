@@ -268,6 +268,8 @@ class _Schedule:
         if attempt.leaving == "asked":
             self.pending.appendleft(task)
             return
+        if self._found(attempt):
+            return
         error = failure_of(task.what, attempt.daemon, final)
         if attempt.leaving == "stalled":
             error = JobError(f"{self._where(attempt)}: no progress for {self.oversight.bounds.stall_s:g} s")
@@ -278,11 +280,23 @@ class _Schedule:
         self._again(task, str(error))
 
     def _succeeded(self, attempt: Attempt, final: jobs_pb2.Job) -> None:
-        task = attempt.task
-        self.outcomes[task.key] = Outcome(attempt.number, final)
-        seconds = time.monotonic() - attempt.begun
+        task, seconds = attempt.task, time.monotonic() - attempt.begun
         self.paces.append(seconds / task.weight)
         self.hooks.took(task, attempt.daemon, seconds)
+        self._done(attempt, final)
+
+    def _found(self, attempt: Attempt) -> bool:
+        """Whether an attempt whose daemon or process died had committed its result, which counts then."""
+        reference = attempt.task.found(attempt.number)
+        if reference is None:
+            return False
+        self._tell("found", f"{self._where(attempt)}: it was committed before its answer was lost, and is used")
+        self._done(attempt, jobs_pb2.Job(job_id=attempt.job_id, state=jobs_pb2.JOB_STATE_SUCCEEDED, result=reference))
+        return True
+
+    def _done(self, attempt: Attempt, final: jobs_pb2.Job) -> None:
+        task = attempt.task
+        self.outcomes[task.key] = Outcome(attempt.number, final)
         self.pending = deque(other for other in self.pending if other.key != task.key)
         for other in self.running:
             if other.task.key == task.key and not other.leaving:
@@ -293,7 +307,7 @@ class _Schedule:
     def _lost(self, attempt: Attempt, error: DaemonError) -> None:
         self.running.remove(attempt)
         self.oversight.roster.lose(attempt.daemon, str(error))
-        if attempt.task.key in self.outcomes:
+        if attempt.task.key in self.outcomes or self._found(attempt):
             return
         self.losses[attempt.task.key] = self.losses.get(attempt.task.key, 0) + 1
         if self.losses[attempt.task.key] >= MAX_LOSSES:

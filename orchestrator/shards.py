@@ -48,6 +48,7 @@ class Shards:
             weight=count,
             attempt=next_attempt(work, attempts),
             request=request,
+            found=lambda attempt: self._found(shard, attempt, (first, count)),
         )
 
     def attempts(self) -> dict[int, list[int]]:
@@ -72,16 +73,26 @@ class Shards:
     def _newest(self, shard: int, fixed: Sequence[tuple[int, int]] | None, attempts: Sequence[int]) -> Reference | None:
         if fixed is not None and shard >= len(fixed):
             return None
+        span = None if fixed is None else fixed[shard]
+        whole = (self._whole(shard, attempt, span) for attempt in sorted(attempts, reverse=True))
+        return next((reference for reference in whole if reference is not None), None)
+
+    def _found(self, shard: int, attempt: int, span: tuple[int, int]) -> jobs_pb2.Reference | None:
+        """Return what an attempt committed whose end was not heard; None if it did not come to that."""
+        there = attempt in self.attempts().get(shard, [])
+        reference = self._whole(shard, attempt, span) if there else None
+        return None if reference is None else as_message(reference)
+
+    def _whole(self, shard: int, attempt: int, span: tuple[int, int] | None) -> Reference | None:
+        """Return a committed attempt if all of it is there and it fits; `span`: first and count that it has to have, if they are known."""
         store = self.work.store
-        for attempt in sorted(attempts, reverse=True):
-            try:
-                reference = reference_at(store, layout.shard_path(self.plan.round, shard, attempt))
-                expected = span_of(self.work, reference) if fixed is None else fixed[shard]
-                if self._fits(store.manifest(reference), *expected):
-                    verify_group(store, reference)
-                    return reference
-            except RepSearchError as error:
-                self.work.display.message(f"shard {shard} of round {self.plan.round}: attempt {attempt} is not used: {error}")
+        try:
+            reference = reference_at(store, layout.shard_path(self.plan.round, shard, attempt))
+            if self._fits(store.manifest(reference), *(span or span_of(self.work, reference))):
+                verify_group(store, reference)
+                return reference
+        except RepSearchError as error:
+            self.work.display.message(f"shard {shard} of round {self.plan.round}: attempt {attempt} is not used: {error}")
         return None
 
     def _fits(self, found: Manifest, first: int, count: int) -> bool:

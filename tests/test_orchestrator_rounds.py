@@ -32,7 +32,7 @@ class FakeDaemon:
     """Searcher and learner in one: writes what a real one writes, with made-up figures; keeps the specs it was given."""
 
     def __init__(self, address: str, store: Store) -> None:
-        self.address, self.store, self.failing, self.usual = address, store, "", ""
+        self.address, self.store, self.failing, self.dying, self.usual = address, store, "", "", ""
         self.searches, self.learns, self.initialised = list[jobs_pb2.SearchSpec](), list[jobs_pb2.LearnSpec](), 0
         self.configs = list[RunConfig]()
         self.measures: Callable[[jobs_pb2.LearnSpec], bool] = lambda spec: True
@@ -50,6 +50,10 @@ class FakeDaemon:
             yield self._end(job_id, jobs_pb2.JOB_STATE_FAILED, failure=failure)
             return
         reference = getattr(self, f"_{kind}")(request)
+        if kind == self.dying:
+            self.dying = ""
+            yield self._end(job_id, jobs_pb2.JOB_STATE_FAILED, failure=jobs_pb2.Failure(kind="JobError", message="its process died"))
+            return
         yield self._end(job_id, jobs_pb2.JOB_STATE_SUCCEEDED, result=jobs_pb2.Reference(path=reference.path, digest=reference.digest))
 
     def cancel(self, job_id: str, term: int) -> jobs_pb2.Job:
@@ -229,6 +233,17 @@ def test_a_crash_before_the_commit_of_the_search_keeps_its_shards(setting: Setti
     assert [spec.attempt for spec in setting.learner.learns] == [2]
     assert again[1].metrics["search/evaluations"] == 10 * EXAMPLES
     assert again[1].metrics["seconds/search"] >= 1.0
+
+
+@pytest.mark.fault(2)
+def test_a_death_after_the_commit_of_a_shard_searches_nothing_again(setting: Setting) -> None:
+    setting.daemon.dying = "search"
+    reports = setting.open()
+    searched = [(spec.round, spec.shard) for spec in setting.daemon.searches]
+    assert len(searched) == len(set(searched)) > 2
+    assert sum(report.attempts["search"] for report in reports) == len(searched), "each shard's first attempt counts"
+    told = [record["text"] for record in read_journal(setting.run.folder) if record.get("event") == "found"]
+    assert len(told) == 1 and "it was committed before its answer was lost" in told[0]
 
 
 @pytest.mark.fault(25)

@@ -100,6 +100,26 @@ def test_a_lost_daemons_task_goes_to_another_as_a_new_attempt() -> None:
     assert "connection lost" in messages[0]
 
 
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("end", [vanish, fail("JobError")], ids=["the daemon dies", "its process dies"])
+def test_what_was_committed_before_its_answer_was_lost_counts(end: Behaviour) -> None:
+    dying, other = FakeDaemon("a", end), FakeDaemon("b", succeed)
+    asked, took, incidents = list[int](), list[str](), list[tuple[str, str]]()
+
+    def found(attempt: int) -> jobs_pb2.Reference:
+        asked.append(attempt)
+        return jobs_pb2.Reference(path="committed", digest="d")
+
+    (task,) = tasks(1)
+    oversight = Oversight(tell=lambda event, text: incidents.append((event, text)))
+    hooks = Hooks(took=lambda task, daemon, seconds: took.append(task.what))
+    outcomes = run_tasks([replace(task, found=found)], [dying, other], hooks, service="searcher", oversight=oversight)
+    assert outcomes[0].attempt == 1 and outcomes[0].job.result.path == "committed"
+    assert (asked, dying.started, other.started) == ([1], ["0/1"], [])
+    assert took == [], "a death says nothing of the pace"
+    assert incidents == [("found", "shard 0, on a: it was committed before its answer was lost, and is used")]
+
+
 @pytest.mark.fault(12)
 def test_no_daemon_left_names_the_work_and_the_reasons() -> None:
     daemons = [FakeDaemon("a", vanish), FakeDaemon("b", vanish)]
