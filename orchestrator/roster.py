@@ -104,16 +104,21 @@ class Roster:
 
     def _probe(self, lost: Lost) -> None:
         assert self._rejoin is not None
+        restarted = ""
         while not self._closed.is_set():
             try:
                 self._rejoin(lost.daemon)
             except (GoneError, TakenOverError, SecurityError) as error:
                 lost.why, lost.for_good = str(error), True
                 return
+            except StartedAnewError as error:
+                lost.why = restarted = str(error)
+                self._tell("daemon_restarted", restarted)
+                self._closed.wait(PROBE_S)
+                continue
             except RepSearchError as error:
-                lost.why = str(error)
-                if isinstance(error, StartedAnewError):
-                    self._tell("daemon_restarted", lost.why)
+                # While it starts, it does not answer, of which this is the reason.
+                lost.why = f"{restarted}; {error}" if restarted else str(error)
                 self._closed.wait(PROBE_S)
                 continue
             with self._lock:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.attempts import TakenOverError, Task
 from orchestrator.oversight import Bounds, Oversight, Wait
-from orchestrator.roster import GoneError, Roster
+from orchestrator.roster import GoneError, Roster, StartedAnewError
 from orchestrator.scheduling import MAX_FAILURES, MAX_LOSSES, Hooks, Outcome, run_tasks
 from repsearch.errors import DaemonError, JobError, NumericalError, StoppedError
 from repsearch.rpc.v1 import jobs_pb2
@@ -298,6 +298,24 @@ def test_nobody_waits_for_a_process_that_has_ended() -> None:
     oversight = Oversight(bounds=Bounds(wait_s=1000), roster=Roster(rejoin))
     with pytest.raises(JobError, match="its process has ended"):
         run_tasks(tasks(1), [FakeDaemon("a", vanish)], Hooks(), service="searcher", oversight=oversight)
+
+
+def test_a_process_that_was_started_anew_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.roster.PROBE_S", 0.01)
+    lost = FakeDaemon("a", vanish)
+    answers = [StartedAnewError("a: process 2 was started in its place"), DaemonError("a: unavailable"), DaemonError("a: unavailable")]
+    notes, incidents = list[str](), list[tuple[str, str]]()
+
+    def rejoin(daemon: FakeDaemon) -> None:
+        notes.extend(one.why for one in roster.lost([daemon]))
+        if answers:
+            raise answers.pop(0)
+
+    roster = Roster(rejoin, report=lambda event, text: incidents.append((event, text)))
+    roster.lose(lost, "a: silent")
+    until(lambda: not roster.is_lost(lost))
+    assert notes == ["a: silent", "a: process 2 was started in its place", *["a: process 2 was started in its place; a: unavailable"] * 2]
+    assert [event for event, _ in incidents] == ["daemon_lost", "daemon_restarted", "daemon_back"]
 
 
 def test_another_orchestrator_ends_this_one_at_once() -> None:
