@@ -47,7 +47,9 @@ class Control:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._closed.set()
         self._thread.join()
-        (self._folder / NOW_FILE).unlink(missing_ok=True)
+        # Also what an orchestrator that was killed while it wrote, or whose disk was full, left of it.
+        for path in (self._folder / NOW_FILE, *self._folder.glob(f"{NOW_FILE}.*.part")):
+            path.unlink(missing_ok=True)
 
     def wanted(self) -> str:
         """What is asked for: "stop", "pause", or "" to go on; raises `StoppedError` for "stop_now"."""

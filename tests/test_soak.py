@@ -11,7 +11,7 @@ from tests.soak import soak
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-SEEDS = (1, 2)
+SEEDS = (1, 2, 4)
 ROUNDS = 10
 
 

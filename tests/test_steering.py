@@ -116,6 +116,13 @@ def test_waits_are_told_with_times_on_the_wall(folder: Path, control: Control) -
     assert abs(time.time() - wait["since"] - 100) < 10 and abs(wait["until"] - wait["since"] - 160) < 1
 
 
+def test_what_a_killed_orchestrator_left_of_its_word_is_removed(folder: Path) -> None:
+    (folder / f"{NOW_FILE}.123.part").write_text('{"beat')
+    with RunLock(folder), Control(folder):
+        pass
+    assert [path.name for path in folder.iterdir() if path.name.startswith(NOW_FILE)] == []
+
+
 def test_a_full_disk_does_not_stop_the_run(folder: Path, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
