@@ -23,7 +23,8 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
     columns = min(3, len(panels))
     most = max(len(rows) for _, rows in panels)
-    figure, axes = grid(-(-len(panels) // columns), columns, title, width=4.4, height=0.28 * most + 0.8)
+    # A panel alone needs room for its heading beside the names of the rows.
+    figure, axes = grid(-(-len(panels) // columns), columns, title, width=4.4 if columns > 1 else 6.4, height=0.28 * most + 0.8)
     for number, place in enumerate(axes[row][column] for row in range(len(axes)) for column in range(columns)):
         if number >= len(panels):
             place.set_axis_off()
