@@ -18,7 +18,7 @@ WINDOW = 125
 """Examples of a window: those of a batch."""
 NUDGES = {"search.nudge": {"low": 0.03, "high": 0.5, "log": True}}
 SHALLOW = {"cifar10": 2}
-"""Convolutions per block where they are not chosen: with 4, no trial of the evolution strategy on blocks 1 and 2 came past 28 %, validation."""
+"""Convolutions per block where they are not chosen: with 4, no trial of the evolution strategy on two blocks came past 28 %."""
 _BLUR = {1: 1, 2: 1}
 
 
