@@ -35,7 +35,9 @@ def changed(run: Run, overrides: Sequence[str], *, done: int) -> Run:
     config = parse_config(with_overrides(before, overrides))
     after = config.model_dump(mode="json")
     different = _differences(before, after)
-    refused = {path: values for path, values in different.items() if not _allowed(path)}
+    # Fields that are newer than the run have their defaults, in which it was run; the digests below tell if that were not so.
+    set_here = _differences(parse_config(before).model_dump(mode="json"), after)
+    refused = {path: values for path, values in set_here.items() if not _allowed(path)}
     same = search_digest(config) == search_digest(run.config) and learn_digest(config) == learn_digest(run.config)
     if refused or not same:
         raise ConfigError(
