@@ -36,6 +36,8 @@ def loop_rows(scale: Scale, images: int) -> list[Row]:
         _streamed("evolution strategy, last block", last, _strategy(last, 32), scale, images),
         streamed_code(scale, images),
         _streamed("class code, last block", last, _code(last), scale, images),
+        _streamed("evolution strategy", both, _strategy(both, 16), scale, images, staleness=0),
+        _streamed("class code", both, _code(both), scale, images, staleness=0),
         _streamed("gradient", both, _gradient(both, blurred=False), scale, images),
         _streamed("gradient, blurred", both, _gradient(both, blurred=True), scale, images),
     ]
@@ -69,17 +71,17 @@ def streamed_code(scale: Scale, images: int) -> Row:
     return _streamed("class code", (1, 2), _code((1, 2)), scale, images)
 
 
-def _streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any], scale: Scale, images: int) -> Row:
+def _streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any], scale: Scale, images: int, staleness: int = 1) -> Row:
     windows = math.ceil(images / WINDOW)
     count = scale.base["learn"]["epochs"] * windows
     # Figures stay; targets of a window are of no use once it is learned.
     rounds = {
-        "policy": {"name": "streaming", "max_staleness": 1},
+        "policy": {"name": "streaming", "max_staleness": staleness},
         "count": count,
         "examples_per_round": WINDOW,
         "keep": {"rounds": 50},
     }
-    return _row(f"streaming, {name}", scale, {**_looped(layers, strategy), "rounds": rounds})
+    return _row(f"{'streaming' if staleness else 'alternating'}, {name}", scale, {**_looped(layers, strategy), "rounds": rounds})
 
 
 def _row(name: str, scale: Scale, settings: Mapping[str, Any]) -> Row:
