@@ -6,8 +6,9 @@ FUZZ_SECONDS ?= 300
 ROUNDS ?= 200
 SEED ?=
 WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS)
 # Tests of a module share daemons, so they stay together.
-TESTS = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+TESTS = $(PYTEST) --dist loadfile
 INSTALLED = $(VENV)/.installed
 
 .PHONY: setup run test test-slow faults soak check format protos docs bench fuzz audit clean
@@ -28,8 +29,9 @@ test: setup
 test-slow: setup
 	$(TESTS) -m "slow and not fault"
 
+# One module has most of the time, and its daemons serve a whole session.
 faults: setup
-	$(TESTS) -p tests.fault_table -m "fault or faults"
+	$(PYTEST) --dist worksteal -p tests.fault_table -m "fault or faults"
 
 soak: setup
 	$(BIN)/python -m tests.soak --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
