@@ -23,6 +23,7 @@ from learner.evaluation import evaluate
 from learner.forward import MEMORY_FORMAT
 from learner.keeping import best_epoch, plateaued
 from learner.objectives.base import LearningObjective
+from learner.objectives.classifiers import fit_classifiers
 from learner.optimisers.base import OptimiserSpec
 from learner.rules.backprop import Backprop
 from learner.rules.base import PASSES, LearningRule, State, Teaching, problem_of, teaching_of
@@ -110,7 +111,7 @@ def fit(
     The network is that of the last epoch, or with `learn.keep` = "best" that of the best one.
     Raises `NumericalError` naming epoch, step and term for a loss that is not finite, and whatever `reporter.check` raises.
     """
-    optimiser = optimiser or optimiser_of(plan.optimiser, network)
+    optimiser = optimiser or optimiser_of(plan.optimiser, network, plan.objective)
     teaching = teaching_for(plan, network, len(training), going_on)
     state = _resumed(network, optimiser, teaching, checkpoints)
     for record in state.history:
@@ -140,8 +141,12 @@ def fit(
     return state
 
 
-def optimiser_of(spec: OptimiserSpec, network: SearchableNetwork) -> torch.optim.Optimizer:
-    """Return a fresh optimiser of the parameters that learn, and lay the network out in memory as it learns fastest."""
+def optimiser_of(spec: OptimiserSpec, network: SearchableNetwork, objective: LearningObjective) -> torch.optim.Optimizer:
+    """Return a fresh optimiser of the parameters that learn, and lay the network out in memory as it learns fastest.
+
+    The network is given the classifiers that `objective` has.
+    """
+    fit_classifiers(network, wanted=objective.reading.classifiers, groups=objective.reading.groups)
     network.to(memory_format=MEMORY_FORMAT)
     return spec.build(parameter for parameter in network.parameters() if parameter.requires_grad)
 

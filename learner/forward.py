@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learner.batches import Batch
 from learner.objectives.base import LearningObjective, Loss, Outputs, outputs_of
+from learner.objectives.classifiers import classifiers_of
 from repsearch.config import LearnConfig
 from repsearch.networks import SearchableNetwork
 
@@ -40,7 +41,7 @@ def loss_function(
     def loss_of(batch: Batch) -> Loss:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=reduced):
             blocks, compared = run(batch.images)
-            outputs = Outputs(blocks, compared, network.head, network.normalises, relative)
+            outputs = Outputs(blocks, compared, network.head, network.normalises, relative, classifiers_of(network))
             return objective.loss(_in_full_precision(outputs) if reduced else outputs, batch.targets, batch.labels)
 
     return loss_of

@@ -20,6 +20,7 @@ from learner.fit import FitPlan, FitState, fit, optimiser_of
 from learner.initial import created
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
+from learner.objectives.classifiers import without_classifiers
 from learner.optimisers.base import OptimiserSpec
 from learner.rules.base import PASSES, LearningRule, problem_of
 from learner.shortage import explained, smaller_steps
@@ -170,7 +171,7 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     targets = targets_of(run, task, names, network)
     network.to(context.device)
     validation, test = (Split(part.images.to(context.device), part.labels.to(context.device)) for part in (data.validation, data.test))
-    optimiser = optimiser_of(make_optimiser(config), network)
+    optimiser = optimiser_of(make_optimiser(config), network, objective)
     kept = {} if task.state is None else read_parameters(run.store, task.state)
     if kept:
         load_state(network, optimiser, kept)
@@ -203,7 +204,7 @@ def write_state(store: Store, path: str, arrays: Mapping[str, np.ndarray], attri
 def write_network(store: Store, path: str, network: SearchableNetwork, attributes: Mapping[str, Any]) -> Reference:
     """Write the parameters and buffers of a network as the group `path`."""
     reach("learner.network.before")
-    reference = write_parameters(store, path, to_arrays(network), attributes)
+    reference = write_parameters(store, path, without_classifiers(to_arrays(network)), attributes)
     reach("learner.network.after")
     return reference
 

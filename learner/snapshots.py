@@ -11,6 +11,7 @@ from typing import Any
 
 from learner.checkpoints import NETWORK, Checkpoint, Checkpoints
 from learner.keeping import plateaued
+from learner.objectives.classifiers import without_classifiers
 from repsearch.failpoints import reach
 from store import RepresentationStore, layout, reference_at
 from store.parameters import write_parameters
@@ -41,7 +42,8 @@ class Snapshots:
         last = epoch == self.epochs or plateaued(checkpoint.history, self.patience)
         if self.every == 0 or (epoch % self.every and not last):
             return
-        arrays = {name.removeprefix(NETWORK): array for name, array in checkpoint.arrays.items() if name.startswith(NETWORK)}
+        whole = {name.removeprefix(NETWORK): array for name, array in checkpoint.arrays.items() if name.startswith(NETWORK)}
+        arrays = without_classifiers(whole)
         path = layout.snapshot_path(self.learned, self.attempt, epoch)
         # This attempt may have come so far before, and died before its checkpoint.
         reach("learner.snapshot.before")

@@ -74,7 +74,7 @@ def _begin(run: Run, request: jobs_pb2.StreamLearnSpec, device: str) -> Learning
     config, data = run.config, run.data
     network = build_network(config.network, data, seed=config.learn_seed(), purpose="learned").to(device)
     spec, objective = make_optimiser(config), make_objective(config)
-    optimiser = optimiser_of(spec, network)
+    optimiser = optimiser_of(spec, network, objective)
     kept = {}
     if request.HasField("state"):
         kept = read_parameters(run.store, Reference(request.state.path, request.state.digest))

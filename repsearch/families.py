@@ -169,6 +169,7 @@ OBJECTIVES = Family(
     {
         "regression": "learner.objectives.regression:Regression",
         "cross_entropy": "learner.objectives.cross_entropy:CrossEntropy",
+        "local_cross_entropy": "learner.objectives.local_cross_entropy:LocalCrossEntropy",
         "generalised_cross_entropy": "learner.objectives.generalised_cross_entropy:GeneralisedCrossEntropy",
     },
 )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learner.objectives.base import Loss, Outputs, Reading, outputs_of
+from learner.objectives.classifiers import classifiers_of, fit_classifiers
 from learner.objectives.cross_entropy import CrossEntropy
 from learner.objectives.generalised_cross_entropy import GeneralisedCrossEntropy
 from learner.objectives.regression import Regression, normalised
@@ -29,6 +30,9 @@ NETWORK_TABLES: list[dict[str, Any]] = [
 
 def loss_on(network: SearchableNetwork, objective: Any, layers: tuple[str, ...] = ("block0", "block1", "logits")) -> Loss:
     data, rng = tiny_data(), torch.Generator().manual_seed(1)
+    fit_classifiers(network, wanted=objective.reading.classifiers, groups=objective.reading.groups)
+    for classifier in classifiers_of(network):
+        torch.nn.init.normal_(classifier.weight, generator=rng)  # 0 at first, when nothing reaches the blocks
     shapes = {"block0": network.layer_shape(0), "block1": network.layer_shape(1), "logits": network.layer_shape(2)}
     targets = {name: torch.randn((12, *shapes[name]), generator=rng).half() for name in layers}
     network.train()

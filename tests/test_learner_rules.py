@@ -158,7 +158,7 @@ def test_learning_goes_on_from_a_stored_state_as_if_it_had_not_stopped(table: di
     results = []
     for stored in (False, True):
         learning = network()
-        optimiser = optimiser_of(chosen.optimiser, learning)
+        optimiser = optimiser_of(chosen.optimiser, learning, chosen.objective)
         state: dict[str, torch.Tensor] = {}
         for round in range(2):
             this = dataclasses.replace(chosen, round=round)
@@ -166,7 +166,7 @@ def test_learning_goes_on_from_a_stored_state_as_if_it_had_not_stopped(table: di
             if stored:
                 arrays = state_arrays(learning, optimiser, state)
                 learning = network()
-                optimiser = optimiser_of(chosen.optimiser, learning)
+                optimiser = optimiser_of(chosen.optimiser, learning, chosen.objective)
                 load_state(learning, optimiser, arrays)
                 state = rule_state(arrays)
         results.append(learning)

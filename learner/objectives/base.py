@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from learner.objectives.classifiers import Classifier, classifiers_of
 from repsearch.config import LOGITS
 from repsearch.networks import BlockOutput, SearchableNetwork
 
@@ -24,13 +25,16 @@ class Reading:
 
     output: what of each block it compares with targets. isolate: whether gradients stop at each block's input.
     isolate_head: whether the head reads the last block behind a stop-gradient. last_only: whether it reads no block's output but the last,
-    so that learning need not keep the others.
+    so that learning need not keep the others. classifiers: whether each block has a linear classifier of its own; these and the head then
+    learn by the gradient of their own loss, under every rule. groups: of a block's channels, each with a loss of its own.
     """
 
     output: BlockOutput = "representation"
     isolate: bool = False
     isolate_head: bool = False
     last_only: bool = False
+    classifiers: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Outputs:
     head: representation of the last block -> logits (B, K).
     normalised: whether `blocks` are already normalised per example.
     relative: whether the targets of blocks are ways from the output to what it is to become, see `search.relative`.
+    classifiers: of the blocks, where `Reading.classifiers` has them.
+    undisturbed: `compared` behind a stop-gradient; of a disturbed pass, as the undisturbed one has it. Empty: `compared` as it is.
     """
 
     blocks: Sequence[Tensor]
@@ -49,6 +55,8 @@ class Outputs:
     head: Callable[[Tensor], Tensor]
     normalised: bool
     relative: bool = False
+    classifiers: Sequence[Classifier] = ()
+    undisturbed: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Loss:
 
     shares: what the terms add to `total`, by the same names. An objective that isolates blocks or head gives them, so that a learning rule
     knows what each of them learns from: a share named as a block (`target_name`) is learned from by the block, any other by the head.
-    Every share is a mean over examples.
+    Every share is a mean over examples. Of a block in groups it has an entry per group: the block's whole loss, which changes with that
+    group alone, so that their changes and gradients, not they, add up to the block's.
     """
 
     total: Tensor
@@ -106,4 +115,4 @@ def outputs_of(network: SearchableNetwork, images_BCHW: Tensor, reading: Reading
         below, output = network.run_block(layer, below.detach() if reading.isolate and layer else below, reading.output)
         blocks.append(below)
         compared.append(output)
-    return Outputs(blocks, compared, network.head, network.normalises)
+    return Outputs(blocks, compared, network.head, network.normalises, classifiers=classifiers_of(network))

@@ -29,12 +29,15 @@ Derivatives = Callable[..., tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """loss: for the record. inputs: of each layer. drawn: directions of each (K, B, X). derivatives: (K, S, B)."""
+    """loss: for the record. inputs: of each layer. drawn: directions of each (K, B, X). derivatives: (K, S, B). blocks, compared: see
+    `Outputs`."""
 
     loss: Loss
     inputs: Sequence[Tensor]
     drawn: Mapping[str, Tensor]
     derivatives_KSB: Tensor
+    blocks: Sequence[Tensor]
+    compared: Sequence[Tensor]
 
 
 def along(
@@ -66,7 +69,7 @@ def along(
         drawn[name].mul_(on_BX)
     # The loss for the record needs no tangent.
     loss = loss_of(problem, Pass(blocks, compared, logits, (), logits), batch)
-    return Measured(loss, inputs, drawn, derivatives_KSB)
+    return Measured(loss, inputs, drawn, derivatives_KSB, blocks, compared)
 
 
 def beside(
@@ -101,7 +104,7 @@ def beside(
 
     still = {name: torch.zeros_like(value) for name, value in bare.items()}
     derivatives_KSB, _ = derivatives(losses, still, drawn)
-    return Measured(loss_of(problem, passed, batch), inputs, drawn, derivatives_KSB)
+    return Measured(loss_of(problem, passed, batch), inputs, drawn, derivatives_KSB, passed.blocks, passed.compared)
 
 
 def unit_shapes(problem: Problem, layers: Sequence[Layer]) -> list[tuple[int, ...]]:
@@ -128,8 +131,14 @@ def switched(problem: Problem, layers: Sequence[Layer]) -> set[str]:
         return outputs[-1]
 
     with running(layers, forward):
-        loss = problem.loss_of(made_up_batch(problem, 16))
-    gradients = torch.autograd.grad(loss.total, outputs, allow_unused=True)
+        if problem.objective.reading.classifiers:
+            # They are 0 at first, and pass no gradient on.
+            rng = torch.Generator().manual_seed(0)
+            passed = run(problem, made_up_batch(problem, 16).images)
+            total = torch.stack([(torch.randn(output.shape, generator=rng).to(output) * output).sum() for output in passed.compared]).sum()
+        else:
+            total = problem.loss_of(made_up_batch(problem, 16)).total
+    gradients = torch.autograd.grad(total, outputs, allow_unused=True)
     return {
         layer.name
         for layer, output, gradient in zip(layers, outputs, gradients, strict=True)

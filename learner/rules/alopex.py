@@ -21,7 +21,7 @@ from torch import Tensor
 from learner.batches import Batch
 from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.passes import loss_of, part_losses, parts_of, run
-from learner.rules.suitability import check_pairs
+from learner.rules.suitability import check_no_classifiers, check_pairs
 from repsearch.errors import ConfigError
 
 WEIGHT = "weight/"
@@ -43,6 +43,7 @@ class Alopex(PlainRule):
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for networks and settings under which a change of the loss is not that of the move."""
+        check_no_classifiers(problem, "alopex")
         check_pairs(problem, "alopex")
         learn = problem.learn
         optimiser = learn.optimiser

@@ -17,6 +17,8 @@ from torch import Tensor
 from learner.batches import Batch
 from learner.forward import loss_function
 from learner.objectives.base import LearningObjective, Loss
+from learner.objectives.classifiers import fit_classifiers
+from learner.rules.grouping import grouped_layers
 from repsearch.config import LearnConfig
 from repsearch.networks import SearchableNetwork
 
@@ -33,6 +35,7 @@ class Problem:
     """What gradients are estimated of.
 
     loss_of: the loss of a batch, with gradient, as `learn.precision` and `learn.compile` say. relative: see `Outputs`.
+    grouped: names of the layers whose units reach the loss of their own group of channels alone, see `Reading.groups`.
     """
 
     network: SearchableNetwork
@@ -40,6 +43,7 @@ class Problem:
     learn: LearnConfig
     loss_of: Callable[[Batch], Loss]
     relative: bool = False
+    grouped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,11 @@ class Teaching:
 
 
 def problem_of(network: SearchableNetwork, objective: LearningObjective, learn: LearnConfig, *, relative: bool = False) -> Problem:
-    """Return the problem of learning `objective` with `network`."""
-    return Problem(network, objective, learn, loss_function(network, objective, learn, relative=relative), relative)
+    """Return the problem of learning `objective` with `network`, which is given the classifiers that the objective has."""
+    reading = objective.reading
+    fit_classifiers(network, wanted=reading.classifiers, groups=reading.groups)
+    grouped = grouped_layers(network, reading) if reading.groups > 1 else frozenset[str]()
+    return Problem(network, objective, learn, loss_function(network, objective, learn, relative=relative), relative, grouped)
 
 
 def teaching_of(rule: LearningRule, problem: Problem, examples: int, *, rng: torch.Generator, state: State | None = None) -> Teaching:

@@ -19,7 +19,7 @@ from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.directions import noise
 from learner.rules.layers import Layer, running
 from learner.rules.passes import layers_of
-from learner.rules.suitability import check_owners
+from learner.rules.suitability import check_no_classifiers, check_owners
 from repsearch.errors import ConfigError
 
 FEEDBACK = "feedback/"
@@ -36,6 +36,7 @@ class FeedbackAlignment(PlainRule):
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for layers that errors would pass by backpropagation unnoticed."""
+        check_no_classifiers(problem, "feedback_alignment")
         check_owners(problem, "feedback_alignment", norms=True)
         if problem.learn.compile or problem.learn.precision != "float32":
             raise ConfigError('learn.rule: feedback_alignment needs learn.compile = false and learn.precision = "float32"; set them')

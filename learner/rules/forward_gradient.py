@@ -4,8 +4,9 @@ Baydin et al. (arXiv 2202.08587): v of mean 0 and variance 1 over all weights, d
 d v; no activation outlives the pass. Belouze (2209.06302): the law of v. Fluegel et al. (2410.17764): several directions, their mean or
 the projection. Ren et al. (2210.03310): directions u over pre-activations, drawn per example, whose derivative times u is multiplied with
 the layer's input; the inputs are kept then, as in backpropagation. Derivatives are taken of each part's loss by itself, so that with
-blocks isolated, directions are as short as a block is small. Finite differences of losses take the place of derivatives where there are
-none. Shapes: B examples; X the axes of a pre-activation; K directions; S parts.
+blocks isolated, directions are as short as a block is small, and with blocks in groups, as a group is. Finite differences of losses
+take the place of derivatives where there are none. Shapes: B examples; X the axes of a pre-activation; K directions; S losses of parts,
+or of their groups.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.carrying import Carrying, carried
 from learner.rules.directions import DirectionLaw, noise
 from learner.rules.layers import running
-from learner.rules.passes import Pass, layers_of, loss_of, over_draws, part_losses, parts_of, run
+from learner.rules.passes import (
+    Pass,
+    layers_of,
+    learn_read_outs,
+    loss_of,
+    over_draws,
+    part_losses,
+    parts_of,
+    run,
+    taught_parameters,
+)
 from learner.rules.suitability import check_formulas, check_pairs, made_up_batch, warn_of_rounding
 from learner.rules.tangents import Combination, coefficients, combined
 from repsearch.errors import ConfigError
@@ -78,6 +89,11 @@ class ForwardGradient(PlainRule):
             _check_derivatives(problem)
         else:
             warn_of_rounding(problem, self.differences, "step", self.step)
+        if self.combine == "projection" and problem.objective.reading.groups > 1:
+            raise ConfigError(
+                'learn.rule.combine: "projection" takes the directions of blocks together, learn.objective.groups take them apart; set '
+                'combine = "mean", or groups = 1'
+            )
         if self.combine == "projection" and self.draws > self._fewest(problem):
             raise ConfigError(
                 f"learn.rule.draws: {self.draws} directions among {self._fewest(problem)} components are not independent; lower it, or set "
@@ -97,15 +113,17 @@ class ForwardGradient(PlainRule):
 
     def _of_weights(self, problem: Problem, batch: Batch, rng: torch.Generator) -> Loss:
         parts = parts_of(problem.network, problem.objective.reading)
-        weights = {name: value.detach() for name, value in problem.network.named_parameters() if value.requires_grad}
+        weights = {name: value.detach() for name, value in taught_parameters(problem).items()}
         drawn = {name: noise((self.draws, *value.shape), self.directions, value, rng) for name, value in weights.items()}
         owners = {name: parts.of(name) for name in weights}
         if self.directions == "sphere":
             drawn = _on_sphere(drawn, owners, 1)
-        whole, layers = _Whole(problem), layers_of(problem) if self.derivative == "jvp" else []
+        whole, layers = _Whole(problem), layers_of(problem)
+        carrying = layers if self.derivative == "jvp" else []
+        keeping = problem.objective.reading.classifiers
 
         def losses(weights: Mapping[str, Tensor], like: Pass | None = None) -> tuple[Tensor, Any]:
-            with running(layers, lambda number, input_BY: carried(layers[number], input_BY)):
+            with running(carrying, lambda number, input_BY: carried(layers[number], input_BY)):
                 passed = torch.func.functional_call(whole, {f"network.{name}": value for name, value in weights.items()}, (batch, like))
             loss = loss_of(problem, passed, batch)
             return part_losses(problem, loss), (
@@ -113,19 +131,29 @@ class ForwardGradient(PlainRule):
                 loss.terms,
                 passed.logits,
                 loss.shares,
+                (list(passed.blocks), list(passed.compared)) if keeping else (),
                 () if self.derivative == "jvp" else passed,
             )
 
         derivatives_KS, aux = self._derivatives(losses, weights, drawn)
+        in_groups = {f"{layer.name}.{what}": layer for layer in layers if layer.groups > 1 for what in ("weight", "bias")}
         for part in range(len(parts)):
-            names = [name for name in weights if owners[name] == part]
+            names = [name for name in weights if owners[name] == part and name not in in_groups]
             if not names:
                 continue
             gram = sum(_gram(drawn[name].flatten(1)) for name in names) if self.combine == "projection" else None
-            factors_K = coefficients(derivatives_KS[:, part], gram if isinstance(gram, Tensor) else None, self.combine)
+            factors_K = coefficients(parts.whole(derivatives_KS, part), gram if isinstance(gram, Tensor) else None, self.combine)
             for name in names:
                 problem.network.get_parameter(name).grad = combined(factors_K, drawn[name])
-        total, terms, logits, shares, _ = aux
+        for name, layer in in_groups.items():
+            if name not in weights:
+                continue
+            factors_KG = derivatives_KS[:, parts.losses(layer.part)] / self.draws
+            way = torch.unflatten(drawn[name], 1, (layer.groups, -1))
+            problem.network.get_parameter(name).grad = combined(factors_KG, way).flatten(0, 1)
+        total, terms, logits, shares, kept, _ = aux
+        if keeping:
+            learn_read_outs(problem, kept[0], kept[1], batch)
         return Loss(total, terms, logits, shares)
 
     def _of_activities(self, problem: Problem, batch: Batch, state: State, rng: torch.Generator) -> Loss:
@@ -137,6 +165,7 @@ class ForwardGradient(PlainRule):
             drawn = {name: noise((self.draws, *shape), self.directions, like, rng) for name, shape in shapes.items()}
             return _on_sphere(drawn, owners, 2) if self.directions == "sphere" else drawn
 
+        parts = parts_of(problem.network, problem.objective.reading)
         masked = {name.removeprefix(MASK) for name in state if name.startswith(MASK)}
         measure = along if self.derivative == "jvp" else beside
         found = measure(problem, batch, layers, masked, directions, self._derivatives)
@@ -144,9 +173,15 @@ class ForwardGradient(PlainRule):
             members = [(number, layer) for number, layer in enumerate(layers) if layer.part == part]
             ways = [found.drawn[layer.name] for _, layer in members]
             gram = sum(_gram(way.flatten(2).transpose(0, 1)) for way in ways) if self.combine == "projection" else None
-            factors_BK = coefficients(found.derivatives_KSB[:, part].T, gram if isinstance(gram, Tensor) else None, self.combine)
+            factors_BK = coefficients(parts.whole(found.derivatives_KSB, part).T, gram if isinstance(gram, Tensor) else None, self.combine)
             for (number, layer), way in zip(members, ways, strict=True):
-                layer.write(found.inputs[number], combined(factors_BK.T / len(factors_BK), way))
+                if layer.groups == 1:
+                    error_BX = combined(factors_BK.T / len(factors_BK), way)
+                else:
+                    factors_KL = parts.reached(found.derivatives_KSB, layer) / (self.draws * len(factors_BK))
+                    error_BX = layer.together(combined(factors_KL, layer.in_groups(way)), way)
+                layer.write(found.inputs[number], error_BX)
+        learn_read_outs(problem, found.blocks, found.compared, batch)
         return found.loss
 
     def _derivatives(
@@ -192,7 +227,7 @@ class ForwardGradient(PlainRule):
         """Return the components of the smallest part."""
         parts = parts_of(problem.network, problem.objective.reading)
         if self.perturb == "weights":
-            sizes = [(parts.of(name), value.numel()) for name, value in problem.network.named_parameters() if value.requires_grad]
+            sizes = [(parts.of(name), value.numel()) for name, value in taught_parameters(problem).items()]
         else:
             layers = layers_of(problem)
             sizes = [(layer.part, math.prod(shape)) for layer, shape in zip(layers, unit_shapes(problem, layers), strict=True)]
@@ -231,7 +266,7 @@ def _gram(directions_LKN: Tensor) -> Tensor:
 def _check_derivatives(problem: Problem) -> None:
     """Raise `ConfigError` if a tangent cannot be carried along a pass."""
     batch = made_up_batch(problem)
-    weights = {name: value.detach() for name, value in problem.network.named_parameters() if value.requires_grad}
+    weights = {name: value.detach() for name, value in taught_parameters(problem).items()}
 
     def losses(weights: Mapping[str, Tensor]) -> Tensor:
         passed = torch.func.functional_call(_Whole(problem), {f"network.{name}": value for name, value in weights.items()}, (batch, None))

@@ -20,12 +20,16 @@ Module = nn.Linear | nn.Conv2d
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer by its name in the network. part: of the network that it learns with, see `parts`. position: within the part."""
+    """A layer by its name in the network. part: of the network that it learns with, see `parts`. position: within the part.
+
+    groups: of its channels, each of which reaches the loss of that group of the part alone; 1: all reach the part's whole loss.
+    """
 
     name: str
     module: Module
     part: int
     position: int
+    groups: int = 1
 
     def run(self, input_BY: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the pre-activation (B, X), with `weight` in place of the layer's own."""
@@ -37,6 +41,21 @@ class Layer:
             return F.linear(input_BY, weight, bias)
         output_BX: Tensor = self.module._conv_forward(input_BY, weight, bias)
         return output_BX
+
+    def in_groups(self, values_KBX: Tensor) -> Tensor:
+        """Return values of pre-activations with each group of channels as an example of its own: (K, B * G, X of a group)."""
+        if self.groups == 1:
+            return values_KBX
+        return torch.unflatten(values_KBX.movedim(self._channels(values_KBX), 2), 2, (self.groups, -1)).flatten(1, 2)
+
+    def together(self, values_LX: Tensor, like_KBX: Tensor) -> Tensor:
+        """Return what `in_groups` took apart as one again (B, X)."""
+        if self.groups == 1:
+            return values_LX
+        return torch.unflatten(values_LX, 0, (-1, self.groups)).flatten(1, 2).movedim(1, self._channels(like_KBX) - 1)
+
+    def _channels(self, values_KBX: Tensor) -> int:
+        return values_KBX.ndim - 1 if isinstance(self.module, nn.Linear) else 2
 
     def gradient(self, input_BY: Tensor, error_BX: Tensor) -> Tensor:
         """Return the gradient of the weight, summed over examples, for `error_BX` as that of the pre-activation."""

@@ -10,8 +10,9 @@ Estimates of the gradient with respect to a, per example, averaged over K noisy 
 
 The weight's is their product with the layer's undisturbed input, mean over examples. np and inp are unbiased up to s^2. anp is not:
 what reaches a layer from below is in its d, so that only the first layer's estimate points along the gradient. Where the objective isolates
-blocks, each is a network by itself: noise stays within it, and dL and N are its own.
-Shapes: B examples; X the axes of a pre-activation; Y those of a layer's input; K noisy passes; S parts.
+blocks, each is a network by itself: noise stays within it, and dL and N are its own; so is a group of channels where blocks are in groups.
+Shapes: B examples; X the axes of a pre-activation; Y those of a layer's input; K noisy passes; S losses of parts, or of their groups;
+L examples, or examples times groups.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from learner.rules.base import Estimate, Problem, State
 from learner.rules.decorrelation import MATRIX, DecorrelatingRule, merged
 from learner.rules.directions import NoiseLaw, noise
 from learner.rules.layers import Layer, running
-from learner.rules.passes import Pass, example_losses, layers_of, loss_of, over_draws, run
+from learner.rules.passes import Pass, example_losses, layers_of, learn_read_outs, loss_of, over_draws, parts_of, run
 from learner.rules.suitability import check_formulas, check_pairs, warn_of_rounding
 from learner.rules.tangents import combined
+from repsearch.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class NodePerturbation(DecorrelatingRule):
         """Raise `ConfigError` for a network whose passes cannot be paired or which has other layers; warn of noise lost in rounding."""
         check_pairs(problem, "node_perturbation")
         check_formulas(problem, "node_perturbation")
+        if self.variant == "anp" and problem.objective.reading.groups > 1:
+            raise ConfigError(
+                "learn.rule.variant: anp reads changes of activities of a block together, learn.objective.groups take them apart; "
+                'set variant = "np" or "inp", or groups = 1'
+            )
         if self.decorrelate is not None:
             self.decorrelate.check(layers_of(problem))
         plain = replace(self, decorrelate=None, clean_pass=True)
@@ -101,10 +108,11 @@ class NodePerturbation(DecorrelatingRule):
         for only in rounds:
             drawn = self._noise(reference, self.passes, rng)
             changes_KSB, moved = self._noisy(problem, batch, layers, reference, drawn, only)
-            for number, error_BX in self._errors(layers, reference, changes_KSB, drawn, moved, only):
+            for number, error_BX in self._errors(problem, layers, reference, changes_KSB, drawn, moved, only):
                 layers[number].write(reference.inputs[number], error_BX, through=state.get(f"{MATRIX}{layers[number].name}"))
         if self.decorrelate is not None:
             state = self.decorrelate.updated(layers, reference.inputs, state)
+        learn_read_outs(problem, reference.passed.blocks, reference.passed.compared, batch)
         forward = (1 + self.passes * len(rounds)) * len(batch.labels)
         return Estimate(reference.loss, forward=forward, backward=0), state
 
@@ -168,6 +176,7 @@ class NodePerturbation(DecorrelatingRule):
 
     def _errors(
         self,
+        problem: Problem,
         layers: Sequence[Layer],
         reference: Reference,
         changes_KSB: Tensor,
@@ -178,21 +187,24 @@ class NodePerturbation(DecorrelatingRule):
         """Yield the number of each layer that was disturbed and the estimate of its pre-activation's gradient (B, X), over B."""
         if self.variant == "anp":
             units, squares = _per_part(layers, moved)
+        parts = parts_of(problem.network, problem.objective.reading)
+        count = len(changes_KSB) * changes_KSB.shape[2]
         for number, layer in enumerate(layers):
             if only is not None and layer.position != only:
                 continue
-            change_KB = changes_KSB[:, layer.part]
+            change_KL = parts.reached(changes_KSB, layer)
             if self.variant == "anp":
-                change_KB = units[layer.part] * change_KB / squares[layer.part]
-                yield number, combined(change_KB / change_KB.numel(), moved[number])
+                change_KL = units[layer.part] * change_KL / squares[layer.part]
+                yield number, combined(change_KL / count, moved[number])
                 continue
-            way = drawn[number] if reference.noise is None else drawn[number] - reference.noise[number]
+            whole_KBX = drawn[number] if reference.noise is None else drawn[number] - reference.noise[number]
+            way = layer.in_groups(whole_KBX)
             if self.variant == "inp":
-                change_KB = way[0, 0].numel() * change_KB / way.flatten(2).square().sum(2)
+                change_KL = way[0, 0].numel() * change_KL / way.flatten(2).square().sum(2)
             else:
                 # The difference of two noises has twice the variance.
-                change_KB = change_KB / (self.noise_std**2 * (1 if reference.noise is None else 2))
-            yield number, combined(change_KB / change_KB.numel(), way)
+                change_KL = change_KL / (self.noise_std**2 * (1 if reference.noise is None else 2))
+            yield number, layer.together(combined(change_KL / count, way), whole_KBX)
 
 
 def _per_part(layers: Sequence[Layer], moved: Sequence[Tensor]) -> tuple[dict[int, int], dict[int, Tensor]]:

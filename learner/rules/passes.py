@@ -2,8 +2,9 @@
 
 A part is a stretch of the network between two stop-gradients of the objective: the whole network under cross-entropy; blocks and head under
 regression, and each block by itself where blocks are isolated. The loss of a part is what its parameters learn from. A disturbed pass
-enters every part with the undisturbed input, which is to a disturbance what a stop-gradient is to a gradient.
-Shapes: B examples; X the axes of a representation; Y those of a part's input; S parts.
+enters every part with the undisturbed input, which is to a disturbance what a stop-gradient is to a gradient. Where a block is in groups,
+its part has a loss per group. Where blocks have classifiers, these and the head are in no rule's hands, see `learn_read_outs`.
+Shapes: B examples; X the axes of a representation; Y those of a part's input; S losses of parts, or of their groups.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from learner.batches import Batch
 from learner.objectives.base import Loss, Outputs, Reading, target_name
+from learner.objectives.classifiers import CLASSIFIERS, classifiers_of
 from learner.rules.base import Problem
 from learner.rules.layers import Layer
 from repsearch.networks import SearchableNetwork
@@ -26,10 +29,11 @@ from repsearch.networks import SearchableNetwork
 
 @dataclass(frozen=True)
 class Parts:
-    """of_block: number of each block's part, the stem's being that of block 0. of_head: number of the head's part."""
+    """of_block: number of each block's part, the stem's being that of block 0. of_head: number of the head's part. groups: of a block."""
 
     of_block: tuple[int, ...]
     of_head: int
+    groups: int = 1
 
     def __len__(self) -> int:
         return self.of_head + 1
@@ -39,36 +43,61 @@ class Parts:
         first, _, rest = parameter.partition(".")
         return self.of_head if first == "head" else self.of_block[int(rest.split(".")[0]) if first == "blocks" else 0]
 
+    def losses(self, part: int) -> slice:
+        """Return where the losses of a part are among those of all parts."""
+        return slice(part * self.groups, part * self.groups + (1 if part == self.of_head else self.groups))
+
+    def whole(self, values_KSL: Tensor, part: int) -> Tensor:
+        """Return of changes or derivatives of all losses those of the whole loss of a part (K, L); L: any axes."""
+        return values_KSL[:, part] if self.groups == 1 else values_KSL[:, self.losses(part)].sum(1)
+
+    def reached(self, values_KSB: Tensor, layer: Layer) -> Tensor:
+        """Return of changes or derivatives of all losses those of what a layer reaches: (K, B), or of each group (K, B * G)."""
+        if layer.groups == 1:
+            return self.whole(values_KSB, layer.part)
+        return values_KSB[:, self.losses(layer.part)].transpose(1, 2).flatten(1)
+
 
 def parts_of(network: SearchableNetwork, reading: Reading) -> Parts:
     """Return the parts of `network` for an objective that reads it as `reading` says."""
     blocks = network.logits_layer
     of_block = tuple(range(blocks)) if reading.isolate else (0,) * blocks
-    return Parts(of_block, of_block[-1] + reading.isolate_head)
+    return Parts(of_block, of_block[-1] + reading.isolate_head, reading.groups)
 
 
 def layers_of(problem: Problem) -> list[Layer]:
-    """Return the layers of the network in the order in which they run: stem, blocks, head, each in the order of its modules."""
-    parts = parts_of(problem.network, problem.objective.reading)
+    """Return the layers that a rule teaches, in the order in which they run: stem, blocks, head, each in the order of its modules."""
+    reading = problem.objective.reading
+    parts = parts_of(problem.network, reading)
     layers: list[Layer] = []
-    stretches = [(name, getattr(problem.network, name)) for name in ("stem", "blocks", "head")]
+    taught = ("stem", "blocks") if reading.classifiers else ("stem", "blocks", "head")
+    stretches = [(name, getattr(problem.network, name)) for name in taught]
     for name, module in itertools.chain.from_iterable(stretch.named_modules(prefix=name) for name, stretch in stretches):
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             part = parts.of(name)
-            layers.append(Layer(name, module, part, sum(layer.part == part for layer in layers)))
+            groups = reading.groups if name in problem.grouped else 1
+            layers.append(Layer(name, module, part, sum(layer.part == part for layer in layers), groups))
     return layers
+
+
+def taught_parameters(problem: Problem) -> dict[str, Parameter]:
+    """Return the parameters that learn and that a rule teaches, by name."""
+    reads_out = ("head", CLASSIFIERS) if problem.objective.reading.classifiers else ()
+    named = problem.network.named_parameters()
+    return {name: value for name, value in named if value.requires_grad and name.split(".")[0] not in reads_out}
 
 
 @dataclass(frozen=True)
 class Pass:
     """blocks, compared: see `Outputs`; the last alone where the objective reads no other. logits: of the head. entering: what the block, or
-    the head, that begins each part but the first read. stem: output of the stem."""
+    the head, that begins each part but the first read. stem: output of the stem. undisturbed: see `Outputs`; where blocks are in groups."""
 
     blocks: Sequence[Tensor]
     compared: Sequence[Tensor]
     logits: Tensor
     entering: Sequence[Tensor]
     stem: Tensor
+    undisturbed: Sequence[Tensor] = ()
 
 
 def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass:
@@ -97,7 +126,8 @@ def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass
     if reading.isolate_head:
         below = below.detach() if entering is None else entering[len(read)]
         read.append(below)
-    return Pass(blocks, compared, network.head(below), read, stem)
+    still = [] if reading.groups == 1 else [output.detach() for output in compared] if like is None else like.undisturbed
+    return Pass(blocks, compared, network.head(below), read, stem, still)
 
 
 def over_draws(call: Callable[[Any], Any], drawn: Any, out_dims: Any = 0) -> Any:
@@ -118,11 +148,28 @@ def _lifted(tree: Any) -> Any:
 
 def loss_of(problem: Problem, passed: Pass, batch: Batch) -> Loss:
     """Return the objective's loss of a pass, mean over examples."""
-    return _loss(problem, passed.blocks, passed.compared, passed.logits, batch.targets, batch.labels)
+    return _loss(problem, passed.blocks, passed.compared, passed.logits, batch.targets, batch.labels, passed.undisturbed)
+
+
+@torch.enable_grad()
+def learn_read_outs(problem: Problem, blocks: Sequence[Tensor], compared: Sequence[Tensor], batch: Batch) -> None:
+    """Write the gradient of the head and of the blocks' classifiers, where blocks have these, from what an undisturbed pass gave.
+
+    Both are linear and read what no gradient leaves: theirs is the product of an error and an input, and takes no pass backward.
+    """
+    if not problem.objective.reading.classifiers:
+        return
+    blocks, compared = [block.detach() for block in blocks], [output.detach() for output in compared]
+    network = problem.network
+    outputs = Outputs(blocks, compared, network.head, network.normalises, problem.relative, classifiers_of(network))
+    loss = problem.objective.loss(outputs, batch.targets, batch.labels)
+    taught = taught_parameters(problem)
+    own = [parameter for name, parameter in network.named_parameters() if parameter.requires_grad and name not in taught]
+    torch.autograd.backward(loss.total, inputs=own)
 
 
 def part_losses(problem: Problem, loss: Loss) -> Tensor:
-    """Return the loss of each part (S,), mean over examples, whose sum is the total."""
+    """Return the loss of each part (S,), mean over examples, whose sum is the total; of a part in groups, the loss of each group."""
     parts = parts_of(problem.network, problem.objective.reading)
     if len(parts) == 1:
         return loss.total.unsqueeze(0)
@@ -130,23 +177,31 @@ def part_losses(problem: Problem, loss: Loss) -> Tensor:
     sums: list[list[Tensor]] = [[] for _ in range(len(parts))]
     for name, share in loss.shares.items():
         sums[blocks.get(name, parts.of_head)].append(share)
-    return torch.stack([torch.stack(shares).sum() if shares else torch.zeros_like(loss.total) for shares in sums])
+    found = [torch.stack(shares).sum(0) if shares else torch.zeros_like(loss.total) for shares in sums]
+    return torch.stack(found) if parts.groups == 1 else torch.cat([losses.reshape(-1) for losses in found])
 
 
 def example_losses(problem: Problem, passed: Pass, batch: Batch) -> Tensor:
-    """Return the loss of each part for each example (S, B): that of a batch of the example alone."""
+    """Return the losses of the parts for each example (S, B): those of a batch of the example alone."""
     same = passed.compared[0] is passed.blocks[0]
 
     def of_one(
-        blocks: Sequence[Tensor], compared: Sequence[Tensor], logits: Tensor, targets: Mapping[str, Tensor], label: Tensor
+        blocks: Sequence[Tensor],
+        compared: Sequence[Tensor],
+        logits: Tensor,
+        targets: Mapping[str, Tensor],
+        label: Tensor,
+        undisturbed: Sequence[Tensor],
     ) -> Tensor:
         alone = [block.unsqueeze(0) for block in blocks]
         read = alone if same else [output.unsqueeze(0) for output in compared]
         wanted = {name: target.unsqueeze(0) for name, target in targets.items()}
-        return part_losses(problem, _loss(problem, alone, read, logits.unsqueeze(0), wanted, label.unsqueeze(0)))
+        still = [output.unsqueeze(0) for output in undisturbed]
+        return part_losses(problem, _loss(problem, alone, read, logits.unsqueeze(0), wanted, label.unsqueeze(0), still))
 
     of_all = torch.func.vmap(of_one, out_dims=1)
-    losses_SB: Tensor = of_all(list(passed.blocks), list(passed.compared), passed.logits, dict(batch.targets), batch.labels)
+    lists = list(passed.blocks), list(passed.compared), passed.logits
+    losses_SB: Tensor = of_all(*lists, dict(batch.targets), batch.labels, list(passed.undisturbed))
     return losses_SB
 
 
@@ -157,6 +212,9 @@ def _loss(
     logits: Tensor,
     targets: Mapping[str, Tensor],
     labels: Tensor,
+    undisturbed: Sequence[Tensor] = (),
 ) -> Loss:
-    outputs = Outputs(blocks, compared, lambda _: logits, problem.network.normalises, problem.relative)
+    network = problem.network
+    classifiers = classifiers_of(network)
+    outputs = Outputs(blocks, compared, lambda _: logits, network.normalises, problem.relative, classifiers, undisturbed)
     return problem.objective.loss(outputs, targets, labels)

@@ -22,11 +22,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from learner.batches import Batch
 from learner.forward import loss_function
 from learner.objectives.base import LearningObjective, Reading, target_name
+from learner.objectives.classifiers import classifiers_of
 from learner.rules.base import Problem
 from learner.rules.layers import Layer, running
-from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run
+from learner.rules.passes import Pass, example_losses, layers_of, loss_of, part_losses, parts_of, run, taught_parameters
 from repsearch.config import LOGITS
 from repsearch.errors import ConfigError
+from repsearch.networks import SearchableNetwork
 from repsearch.networks.standardising import Standardise
 
 EXAMPLES = 4
@@ -58,6 +60,15 @@ def check_pairs(problem: Problem, name: str) -> None:
     _check_runs(problem, name)
 
 
+def check_no_classifiers(problem: Problem, name: str) -> None:
+    """Raise `ConfigError` for an objective with classifiers of blocks, which the rule has no signal for."""
+    if problem.objective.reading.classifiers:
+        raise ConfigError(
+            f"learn.rule: {name!r} has nothing to teach the blocks' own classifiers by; take rule backprop, forward_gradient, "
+            "weight_perturbation or node_perturbation, or objective cross_entropy"
+        )
+
+
 def check_formulas(problem: Problem, name: str) -> None:
     """Raise `ConfigError` naming the first layer that the rule has no formula for, or that runs other than once."""
     check_owners(problem, name)
@@ -68,9 +79,9 @@ def check_owners(problem: Problem, name: str, *, norms: bool = False) -> None:
     """Raise `ConfigError` naming the first parameter of anything but linear maps and convolutions (and, with `norms`, normalisations)."""
     layers = layers_of(problem)
     owned = {id(parameter) for layer in layers for parameter in layer.module.parameters()}
-    for path, parameter in problem.network.named_parameters():
+    for path, parameter in taught_parameters(problem).items():
         owner = problem.network.get_submodule(path.rpartition(".")[0])
-        if parameter.requires_grad and id(parameter) not in owned and not (norms and isinstance(owner, _NORMS)):
+        if id(parameter) not in owned and not (norms and isinstance(owner, _NORMS)):
             raise ConfigError(
                 f"learn.rule: {name!r} has no formula for layer {path.rpartition('.')[0]} ({type(owner).__name__}); take a network of "
                 'linear maps and convolutions with batchnorm off, or rule forward_gradient with perturb = "weights"'
@@ -101,8 +112,9 @@ def made_up_batch(problem: Problem, examples: int = EXAMPLES) -> Batch:
 def warn_of_rounding(problem: Problem, differences: Callable[[Problem, Batch], Tensor], setting: str, value: float) -> None:
     """Warn with the number if precision swamps the loss differences that `differences` gives for a batch."""
     batch = made_up_batch(problem)
-    exact = replace(problem, network=copy.deepcopy(problem.network).double())
-    exact = replace(exact, loss_of=loss_function(exact.network, exact.objective, exact.learn, relative=exact.relative))
+    if problem.objective.reading.classifiers:
+        problem = _on(problem, _with_drawn_classifiers(problem.network))
+    exact = _on(problem, copy.deepcopy(problem.network).double())
     with torch.no_grad():
         own, true = differences(problem, batch).double(), differences(exact, batch)
     rounding = float((own - true).norm() / true.norm().clamp_min(torch.finfo(torch.float64).tiny))
@@ -113,6 +125,20 @@ def warn_of_rounding(problem: Problem, differences: Callable[[Problem, Batch], T
             value,
             rounding,
         )
+
+
+def _on(problem: Problem, network: SearchableNetwork) -> Problem:
+    loss_of = loss_function(network, problem.objective, problem.learn, relative=problem.relative)
+    return replace(problem, network=network, loss_of=loss_of)
+
+
+def _with_drawn_classifiers(network: SearchableNetwork) -> SearchableNetwork:
+    """Return a copy of the network whose classifiers pass disturbances on: at first they are 0."""
+    copied, rng = copy.deepcopy(network), torch.Generator().manual_seed(0)
+    for classifier in classifiers_of(copied):
+        drawn = torch.randn(classifier.weight.shape, generator=rng) / classifier.weight.shape[1] ** 0.5
+        classifier.weight.data.copy_(drawn)
+    return copied
 
 
 def _unpaired(module: nn.Module) -> str:

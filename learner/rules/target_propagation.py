@@ -24,7 +24,7 @@ from learner.batches import Batch
 from learner.objectives.base import Loss, Outputs
 from learner.rules.base import Estimate, PlainRule, Problem, State
 from learner.rules.directions import noise
-from learner.rules.suitability import check_pairs
+from learner.rules.suitability import check_no_classifiers, check_pairs
 from repsearch.errors import ConfigError
 
 DECODER = "decoder/"
@@ -47,6 +47,7 @@ class TargetPropagation(PlainRule):
 
     def check(self, problem: Problem, examples: int) -> None:
         """Raise `ConfigError` for a network whose passes cannot be repeated, or with maps too large for a linear decoder."""
+        check_no_classifiers(problem, "target_propagation")
         check_pairs(problem, "target_propagation")
         shapes = problem.network.block_shapes
         for block in range(1, len(shapes)):

@@ -22,7 +22,7 @@ _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
     "class_code": {"code_seed": None, "frequency": None, "strength": None, "codes_per_class": 1, "latent": None},
 }
 """The same of strategies."""
-_ADDED_TO_NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"activation": "gelu", "normalise": True}}
+_ADDED_TO_NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"activation": "gelu", "normalise": True, "groups": 1}}
 """The same of networks."""
 _ADDED_TO_RULES: dict[str, dict[str, Any]] = {"forward_gradient": {"mask": False}}
 """The same of learning rules."""

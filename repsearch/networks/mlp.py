@@ -35,6 +35,8 @@ class Mlp:
     normalise: normalise each block's output per example.
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
+    groups: of the units of a block, which its linear layers after the first keep apart: each connects a group's units with those of the
+        same group alone. A divisor of every width.
     """
 
     outputs: ClassVar[tuple[BlockOutput, ...]] = ("representation", "raw", "before_activation")
@@ -47,6 +49,12 @@ class Mlp:
     activation: Activation = "gelu"
     normalise: bool = True
     head_scale: Annotated[float, Field(gt=0)] = 1.0
+    groups: Annotated[int, Field(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        uneven = [width for width in self.widths if width % self.groups]
+        if uneven:
+            raise ValueError(f"groups is {self.groups}, which does not divide the width {uneven[0]}; set it to a divisor of every width")
 
     def check(self, input_shape: Shape) -> tuple[Shape, ...]:
         """Return the shapes of the block representations, each (width,); every image fits."""
@@ -96,7 +104,10 @@ class MlpBlock(nn.Module):
     def __init__(self, spec: Mlp, features: int, width: int, rng: torch.Generator) -> None:
         super().__init__()
         self.activation, self.normalise = spec.activation, spec.normalise
-        self.linears = nn.ModuleList(linear(features if layer == 0 else width, width, rng) for layer in range(spec.layers))
+        self.linears = nn.ModuleList(
+            grouped_linear(width, spec.groups, rng) if layer and spec.groups > 1 else linear(features if layer == 0 else width, width, rng)
+            for layer in range(spec.layers)
+        )
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(width, momentum=spec.batchnorm_momentum) if spec.batchnorm else nn.Identity() for _ in range(spec.layers)
         )
@@ -108,7 +119,9 @@ class MlpBlock(nn.Module):
     def before_activation(self, vectors_BD: Tensor) -> Tensor:
         """Return what the block's last activation reads."""
         for position, (layer, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
-            vectors_BD = norm(layer(self.activated(vectors_BD) if position else vectors_BD))
+            vectors_BD = self.activated(vectors_BD) if position else vectors_BD
+            in_groups = isinstance(layer, nn.Conv2d)
+            vectors_BD = norm(layer(vectors_BD[..., None, None]).flatten(1) if in_groups else layer(vectors_BD))
         return vectors_BD
 
     def activated(self, vectors_BD: Tensor) -> Tensor:
@@ -120,6 +133,16 @@ class MlpBlock(nn.Module):
     def represented(self, raw_BD: Tensor) -> Tensor:
         """Return the representation that the last activation's output is."""
         return normalised(raw_BD) if self.normalise else raw_BD
+
+
+def grouped_linear(width: int, groups: int, rng: torch.Generator) -> nn.Conv2d:
+    """Return a linear layer of units in groups, as a convolution of maps of one position, which torch has groups of."""
+    layer = nn.Conv2d(width, width, 1, groups=groups)
+    with torch.no_grad():
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=rng)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def linear(features: int, width: int, rng: torch.Generator) -> nn.Linear:
