@@ -47,7 +47,7 @@ class Outputs:
     normalised: whether `blocks` are already normalised per example.
     relative: whether the targets of blocks are ways from the output to what it is to become, see `search.relative`.
     classifiers: of the blocks, where `Reading.classifiers` has them.
-    undisturbed: `compared` behind a stop-gradient; of a disturbed pass, as the undisturbed one has it. Empty: `compared` as it is.
+    undisturbed: with classifiers, of a pass that a rule makes: `compared` behind a stop-gradient, as the undisturbed pass has it.
     """
 
     blocks: Sequence[Tensor]

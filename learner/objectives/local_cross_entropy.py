@@ -53,15 +53,21 @@ class LocalCrossEntropy:
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
         """Return the loss, a sum; see `LearningObjective.loss`. Terms: `block0`, ... and `head` (nats)."""
         logits_BK = outputs.head(outputs.blocks[-1].detach())
-        pairs = list(zip(outputs.classifiers, outputs.compared, strict=True))
-        terms = {target_name(block): F.cross_entropy(classify(output), labels_B) for block, (classify, output) in enumerate(pairs)}
-        terms["head"] = F.cross_entropy(logits_BK, labels_B)
-        shares = dict(terms)
-        if self.groups > 1:
-            still = outputs.undisturbed or [output.detach() for output in outputs.compared]
-            for block, (classify, output_BX) in enumerate(pairs):
-                logits_BGK = classify.by_group(output_BX, still[block], self.groups)
-                labels_BG = labels_B.unsqueeze(1).expand(-1, self.groups)
-                losses_N = F.cross_entropy(logits_BGK.flatten(0, 1), labels_BG.flatten(), reduction="none")
-                shares[target_name(block)] = losses_N.reshape(-1, self.groups).mean(0)
+        terms, shares, groups = dict[str, Tensor](), dict[str, Tensor](), self.groups
+        for block, (classify, output_BX) in enumerate(zip(outputs.classifiers, outputs.compared, strict=True)):
+            name, disturbed = target_name(block), bool(outputs.undisturbed)
+            if disturbed or groups > 1:
+                still_BX = outputs.undisturbed[block] if disturbed else output_BX.detach()
+                losses_G = _cross_entropy(classify.by_group(output_BX, still_BX, groups), labels_B).mean(0)
+                shares[name] = losses_G if groups > 1 else losses_G[0]
+            # Of a pass that a rule makes, the total is for the record: every group's loss has its value.
+            terms[name] = losses_G[0] if disturbed else _cross_entropy(classify(output_BX), labels_B).mean()
+            shares.setdefault(name, terms[name])
+        terms["head"] = shares["head"] = _cross_entropy(logits_BK, labels_B).mean()
         return Loss(torch.stack(list(terms.values())).sum(), terms, logits_BK, shares)
+
+
+def _cross_entropy(logits_BLK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the cross-entropy of each example, over any axes L (B, L), by operations that are batched and carry tangents as they are."""
+    labels_BL1 = labels_B.reshape(-1, *[1] * (logits_BLK.ndim - 1)).expand(*logits_BLK.shape[:-1], 1)
+    return -F.log_softmax(logits_BLK, -1).gather(-1, labels_BL1).squeeze(-1)

@@ -53,11 +53,10 @@ def along(
         def forward(number: int, input_BY: Tensor) -> Tensor:
             inputs.append(input_BY)
             layer, move_BX = layers[number], moves[layers[number].name]
-            if layer.name not in masked:
-                return carried(layer, input_BY, move_BX)
-            output_BX = carried(layer, input_BY)
-            on[layer.name] = output_BX > 0
-            return output_BX + on[layer.name] * move_BX
+            output_BX = carried(layer, input_BY, move_BX, masked=layer.name in masked)
+            if layer.name in masked:
+                on[layer.name] = output_BX > 0
+            return output_BX
 
         with running(layers, forward):
             passed = run(problem, batch.images)

@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from learner.rules.layers import Layer
 
 
-def carried(layer: Layer, input_BY: Tensor, move_BX: Tensor | None = None) -> Tensor:
-    """Return the layer's pre-activation with its tangent; move: zeros whose tangent is added to it."""
+def carried(layer: Layer, input_BY: Tensor, move_BX: Tensor | None = None, *, masked: bool = False) -> Tensor:
+    """Return the layer's pre-activation with its tangent; move: zeros whose tangent is added to it, masked: where the output is above 0."""
     module = layer.module
-    output_BX: Tensor = _Carried.apply(layer, input_BY, module.weight, module.bias, move_BX)
+    output_BX: Tensor = _Carried.apply(layer, masked, input_BY, module.weight, module.bias, move_BX)
     return output_BX
 
 
@@ -45,22 +45,22 @@ class _Carried(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(layer: Layer, input_BY: Tensor, weight: Tensor, bias: Tensor | None, move_BX: Tensor | None) -> Tensor:
+    def forward(layer: Layer, masked: bool, input_BY: Tensor, weight: Tensor, bias: Tensor | None, move_BX: Tensor | None) -> Tensor:
         return layer.apply(input_BY, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.layer, input_BY, weight, _, _ = inputs
+        ctx.layer, masked, input_BY, weight, _, _ = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_forward(input_BY, weight)
+        ctx.save_for_forward(input_BY, weight, output > 0 if masked else None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
-        _, of_input, of_weight, of_bias, move_BX = tangents
-        input_BY, weight = ctx.saved_tensors
+        _, _, of_input, of_weight, of_bias, move_BX = tangents
+        input_BY, weight, on_BX = ctx.saved_tensors
         if of_weight is None and of_bias is not None:
             of_weight = torch.zeros_like(weight)
-        found = [] if move_BX is None else [move_BX]
+        found = [] if move_BX is None else [move_BX if on_BX is None else on_BX * move_BX]
         if of_input is not None:
             found.append(ctx.layer.apply(of_input, weight, None))
         if of_weight is not None:

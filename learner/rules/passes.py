@@ -90,7 +90,7 @@ def taught_parameters(problem: Problem) -> dict[str, Parameter]:
 @dataclass(frozen=True)
 class Pass:
     """blocks, compared: see `Outputs`; the last alone where the objective reads no other. logits: of the head. entering: what the block, or
-    the head, that begins each part but the first read. stem: output of the stem. undisturbed: see `Outputs`; where blocks are in groups."""
+    the head, that begins each part but the first read. stem: output of the stem. undisturbed: see `Outputs`."""
 
     blocks: Sequence[Tensor]
     compared: Sequence[Tensor]
@@ -126,7 +126,7 @@ def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass
     if reading.isolate_head:
         below = below.detach() if entering is None else entering[len(read)]
         read.append(below)
-    still = [] if reading.groups == 1 else [output.detach() for output in compared] if like is None else like.undisturbed
+    still = [] if not reading.classifiers else [output.detach() for output in compared] if like is None else like.undisturbed
     return Pass(blocks, compared, network.head(below), read, stem, still)
 
 
