@@ -93,7 +93,7 @@ class Run:
             "dataset": config.dataset["name"],
             "network": config.network["name"],
             "policy": config.rounds.policy["name"],
-            "strategy": config.search.strategy["name"] if config.learn.objective["name"] != "cross_entropy" else "none",
+            "strategy": config.search.strategy["name"] if config.rounds.policy["name"] != "learn_only" else "none",
             "objective": config.learn.objective["name"],
             "seed": str(config.run.seed),
             **({"study": str(self.study["name"])} if self.study else {}),

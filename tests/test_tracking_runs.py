@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.journal import Journal
 from orchestrator.report import COST_METRICS
+from orchestrator.runs import Run
 from orchestrator.tracking import MlflowTracker, sync
 from orchestrator.tracking.connect import connect
 from orchestrator.tracking.state import STATE_NAME
+from repsearch.config import parse_config
 from repsearch.errors import StoreError
 from tests.tracking_helpers import (
     CONFIG,
@@ -49,6 +52,13 @@ def test_a_finished_run_is_all_there(tmp_path: Path, uri: str) -> None:
     assert child["learn/loss"] == [(epoch, 1.0 / epoch + 1) for epoch in range(1, 5)]
     assert child["search/logits/cross_entropy"] == [(step, 2.0 / (2 + step)) for step in range(6)]
     assert child["test/accuracy"] == [(1, report(1).metrics["test/accuracy"])]
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "generalised_cross_entropy", "local_cross_entropy"])
+def test_a_run_that_searches_nothing_is_tagged_with_no_strategy(tmp_path: Path, objective: str) -> None:
+    config = parse_config({"learn": {"objective": objective}, "rounds": {"policy": "learn_only"}})
+    facts: dict[str, Any] = {"folder": tmp_path, "run_id": "id", "name": "name", "term": 1, "dataset": {}, "digests": {}, "versions": {}}
+    assert Run(**facts, config=config, created=0.0).tags()["strategy"] == "none"
 
 
 def test_the_parent_has_tags_params_datasets_and_figures(tmp_path: Path, uri: str) -> None:
