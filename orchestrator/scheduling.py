@@ -115,9 +115,11 @@ class _Schedule:
     def run(self) -> dict[int, Outcome]:
         self.pending.extend(self.tasks)
         self.free.extend(daemon for daemon in self.daemons if not self.oversight.roster.is_lost(daemon))
-        while len(self.outcomes) < len(self.tasks) or not self.all_known:
+        while not self._complete():
             if not self._held():
                 self._assign()
+                if self._complete():
+                    break  # at once: a tick more would be most of a short round
                 self._hedge()
                 self._require_daemon()
             self.oversight.waits(self._waits())
@@ -125,6 +127,9 @@ class _Schedule:
                 self._handle(self.news.get(timeout=TICK_S))
             self._look()
         return self.outcomes
+
+    def _complete(self) -> bool:
+        return self.all_known and len(self.outcomes) == len(self.tasks)
 
     def cancel(self) -> None:
         for attempt in self.running:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
+from orchestrator import scheduling
 from orchestrator.attempts import TakenOverError, Task
 from orchestrator.oversight import Bounds, Oversight, Wait
 from orchestrator.roster import GoneError, Roster, StartedAnewError
@@ -78,6 +80,13 @@ def test_tasks_are_spread_over_free_daemons() -> None:
     assert sorted(outcomes) == list(range(6))
     # The barrier lets two jobs through at a time, so both daemons work all the time.
     assert [len(daemon.started) for daemon in daemons] == [3, 3]
+
+
+def test_the_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "TICK_S", 20.0)
+    begun = time.monotonic()
+    assert len(run_tasks(tasks(2), [FakeDaemon("a", succeed)], Hooks(), service="learner")) == 2
+    assert time.monotonic() - begun < 10, "it slept through a tick once all was done"
 
 
 def test_progress_and_points_reach_the_caller() -> None:
