@@ -7,8 +7,11 @@ import os
 # One thread in this process and in the daemons it starts: with more, operations on small tensors wait for each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +21,28 @@ if TYPE_CHECKING:
     from tests.failpoint_runs import Bench
     from tests.s3_server import S3Server
 
+ROOM_BYTES = 2 * 2**30
+
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Daemons and orchestrators that start at once, for tests that need dozens of runs."""
+    """Daemons and orchestrators that start at once, for tests that need dozens of runs.
+
+    In memory where there is room, as they would wait for the disk most of the time; a process that is killed loses nothing that it wrote,
+    in memory or not.
+    """
     from tests.failpoint_runs import Bench
 
-    with Bench(tmp_path_factory.mktemp("bench") / "runs", proxied=True) as bench:
+    with memory_folder() or nullcontext(tmp_path_factory.mktemp("bench")) as folder, Bench(Path(folder) / "runs", proxied=True) as bench:
         yield bench
+
+
+def memory_folder() -> tempfile.TemporaryDirectory[str] | None:
+    """Return a folder in memory, or None where there is no room for it."""
+    shared = Path("/dev/shm")
+    if not (shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > ROOM_BYTES):
+        return None
+    return tempfile.TemporaryDirectory(prefix="repsearch-", dir=shared)
 
 
 @pytest.fixture(scope="session")
