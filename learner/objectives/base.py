@@ -47,7 +47,7 @@ class Outputs:
     normalised: whether `blocks` are already normalised per example.
     relative: whether the targets of blocks are ways from the output to what it is to become, see `search.relative`.
     classifiers: of the blocks, where `Reading.classifiers` has them.
-    undisturbed: with classifiers, of a pass that a rule makes: `compared` behind a stop-gradient, as the undisturbed pass has it.
+    undisturbed: of a pass that a rule makes, where a loss is made of it: `compared` behind a stop-gradient, as the undisturbed pass has it.
     """
 
     blocks: Sequence[Tensor]

@@ -52,8 +52,7 @@ def fit_classifiers(network: SearchableNetwork, *, wanted: bool, groups: int) ->
     Raises `ConfigError` for groups that a block's channels cannot be split in.
     """
     there = bool(classifiers_of(network))
-    if wanted:
-        _check_groups(network, groups)
+    _check_groups(network, groups)
     if wanted and not there:
         made = Classifiers(Classifier(shape[0], network.classes) for shape in network.block_shapes)
         network.add_module(CLASSIFIERS, made.to(network.mean.device, network.mean.dtype))

@@ -3,6 +3,10 @@
 Vegesna & Dahal 2025: loss = mean over the supervised blocks of weight * MSE(output, target)
 + head_weight * KL(softmax(searched logits) || softmax(head(stop-gradient(last block)))). The gradient of one block's error reaches the
 blocks before it, so a block left unsupervised learns from those after it; with `isolate` it stops at the block's input.
+
+A target names a value for every unit of a block, so the block's error can be told apart by its channels: with `groups`, a rule that
+disturbs the block gets as many numbers per example as there are groups, in a block of one linear layer a number per unit.
+Shapes: B examples; X the axes of a block's output; K classes; G groups.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from learner.objectives.base import Loss, Outputs, Reading, target_name
+from learner.objectives.by_group import normalised_errors, raw_errors
 from repsearch.config import LOGITS
 from repsearch.errors import ConfigError
 from repsearch.networks import BlockOutput
@@ -35,6 +40,8 @@ class Regression:
     head: what the head learns: the searched logits (the labels where the logits are not searched), or the labels.
     match: what is compared with a target. `normalised`: the block's output at zero mean and unit variance per example; `raw`: the output
         as it is, before any normalisation per example; `last_activation_dropped`: what the block's last activation reads, normalised.
+    groups: of a block's channels, each with a copy of the block's error that teaches it alone, under `isolate`; a divisor of the channels
+        of every block. Changes what rules that disturb a network estimate by, not the gradient.
     """
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
@@ -43,8 +50,11 @@ class Regression:
     head_weight: Annotated[float, Field(ge=0)] = 0.03
     head: Literal["searched", "labels"] = "searched"
     match: Literal["normalised", "raw", "last_activation_dropped"] = "normalised"
+    groups: Annotated[int, Field(ge=1)] = 1
 
     def __post_init__(self) -> None:
+        if self.groups > 1 and not self.isolate:
+            raise ValueError(f"groups is {self.groups}, and groups of a block learn from that block's error alone; set isolate = true")
         if self.weights is None:
             return
         if self.layers is None:
@@ -57,7 +67,10 @@ class Regression:
     @property
     def reading(self) -> Reading:
         """See `LearningObjective.reading`."""
-        return Reading(_COMPARED[self.match], self.isolate, isolate_head=True)
+        output = _COMPARED[self.match]
+        # Normalised outputs of one group move with the others, so groups are told apart before that.
+        output = "raw" if self.groups > 1 and output == "representation" else output
+        return Reading(output, self.isolate, isolate_head=True, groups=self.groups)
 
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return the supervised blocks' arrays, and the logits if they are searched; see `LearningObjective.needs_targets`."""
@@ -78,6 +91,11 @@ class Regression:
 
     def check(self, layers: Sequence[int | str], blocks: int, outputs: Sequence[BlockOutput]) -> None:
         """Raise `ConfigError` for a `match` that the network cannot serve, or a block without a target under `isolate`."""
+        if self.groups > 1 and "raw" not in outputs:
+            raise ConfigError(
+                "learn.objective.groups: reads the outputs of blocks before they are normalised, which this network's do not give; "
+                "take a network of this project, or set groups = 1"
+            )
         if self.reading.output not in outputs:
             matches = ", ".join(match for match, output in _COMPARED.items() if output in outputs)
             raise ConfigError(f"learn.objective.match: the network's blocks do not give what {self.match!r} compares; set it to {matches}")
@@ -91,20 +109,25 @@ class Regression:
 
     def loss(self, outputs: Outputs, targets: Mapping[str, Tensor], labels_B: Tensor) -> Loss:
         """Return the loss; see `LearningObjective.loss`. Terms: `block0`, ... (mean squared error) and `head` (nats)."""
-        terms, weights = {}, self._weights()
+        terms, copies, weights = dict[int, Tensor](), dict[int, Tensor](), self._weights()
         for layer, output_BX in enumerate(outputs.compared):
             target_BX = targets.get(target_name(layer))
-            if target_BX is not None:
-                matched_BX = self._matched(output_BX, outputs)
-                target_BX = target_BX.to(matched_BX.dtype)
-                if outputs.relative:
-                    target_BX = normalised(matched_BX.detach() + target_BX)
-                terms[layer] = F.mse_loss(matched_BX, target_BX)
+            if target_BX is None:
+                continue
+            still_BX = outputs.undisturbed[layer] if outputs.undisturbed else output_BX.detach()
+            target_BX = target_BX.to(output_BX.dtype)
+            if outputs.relative:
+                target_BX = normalised(self._matched(still_BX, outputs) + target_BX)
+            if self.groups > 1:
+                copies[layer] = self._by_group(output_BX, still_BX, target_BX).mean(0)
+            # Of a pass that a rule makes, the total is for the record: every copy has its value.
+            disturbed = self.groups > 1 and bool(outputs.undisturbed)
+            terms[layer] = copies[layer][0] if disturbed else F.mse_loss(self._matched(output_BX, outputs), target_BX)
         logits_BK = outputs.head(outputs.blocks[-1].detach())
         head = head_loss(logits_BK, targets.get(LOGITS), labels_B)
         weighted = {layer: weights.get(layer, 1.0) * term for layer, term in terms.items()}
         total = torch.stack(list(weighted.values())).mean() + self.head_weight * head
-        shares = {target_name(layer): term / len(weighted) for layer, term in weighted.items()}
+        shares = {target_name(layer): weights.get(layer, 1.0) * copies.get(layer, term) / len(terms) for layer, term in terms.items()}
         named = {target_name(layer): term for layer, term in terms.items()}
         return Loss(total, {**named, "head": head}, logits_BK, {**shares, "head": self.head_weight * head})
 
@@ -115,9 +138,14 @@ class Regression:
         return dict(zip(self.layers or [], self.weights or [], strict=False))
 
     def _matched(self, output_BX: Tensor, outputs: Outputs) -> Tensor:
-        if self.match == "raw" or (self.match == "normalised" and outputs.normalised):
+        if self.match == "raw" or (self.match == "normalised" and outputs.normalised and self.groups == 1):
             return output_BX
         return normalised(output_BX)
+
+    def _by_group(self, output_BX: Tensor, still_BX: Tensor, target_BX: Tensor) -> Tensor:
+        if self.match == "raw":
+            return raw_errors(output_BX, still_BX, target_BX, self.groups)
+        return normalised_errors(output_BX, still_BX, target_BX, self.groups, NORMALISE_EPS)
 
 
 _COMPARED: dict[str, BlockOutput] = {"normalised": "representation", "raw": "raw", "last_activation_dropped": "before_activation"}

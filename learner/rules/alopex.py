@@ -45,6 +45,11 @@ class Alopex(PlainRule):
         """Raise `ConfigError` for networks and settings under which a change of the loss is not that of the move."""
         check_no_classifiers(problem, "alopex")
         check_pairs(problem, "alopex")
+        if problem.relative:
+            raise ConfigError(
+                "search.relative: alopex compares losses of one turn with those of the next, and targets that are ways from the network's "
+                "own output move on with it; set search.relative = false"
+            )
         learn = problem.learn
         optimiser = learn.optimiser
         if optimiser["name"] != "sgd" or optimiser.get("momentum", 0.85) or optimiser.get("weight_decay"):

@@ -126,7 +126,8 @@ def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass
     if reading.isolate_head:
         below = below.detach() if entering is None else entering[len(read)]
         read.append(below)
-    still = [] if not reading.classifiers else [output.detach() for output in compared] if like is None else like.undisturbed
+    wanted = reading.classifiers or reading.groups > 1 or problem.relative
+    still = [] if not wanted else [output.detach() for output in compared] if like is None else like.undisturbed
     return Pass(blocks, compared, network.head(below), read, stem, still)
 
 

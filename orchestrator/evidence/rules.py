@@ -163,6 +163,12 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
         "forward gradient": {"name": "forward_gradient", "perturb": "activities", "directions": "rademacher", "draws": PASSES},
         "node perturbation": {"name": "node_perturbation", "noise": "rademacher", "passes": PASSES},
     }
+    units = {"learn.objective": {**isolated["learn.objective"], "groups": scale.base["network"]["widths"][0]}}
+    by_unit = {
+        "forward gradient": {**rules["forward gradient"], "draws": 1},
+        "node perturbation": {**rules["node perturbation"], "passes": 1, "noise_std": 1e-2},
+    }
+    weights = {"name": "forward_gradient", "directions": "rademacher", "draws": PASSES}
     # Candidates that search evaluates, and passes that learning takes, are both passes of an image.
     searched = rounds * _evaluations(scale.base["search"]["strategy"])
     whole = {**CROSS_ENTROPY, "rounds": {"policy": "learn_only"}, "learn.epochs": rounds * epochs + round(searched / (1 + PASSES))}
@@ -172,7 +178,13 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
         Row(name="backprop, isolated regression", settings=isolated),
         Row(name="backprop, cross-entropy", settings={**whole, "learn.epochs": rounds * epochs}),
         *(Row(name=f"{name}, isolated regression", settings={**isolated, "learn.rule": rule}) for name, rule in rules.items()),
+        *(Row(name=f"{name}, isolated regression by unit", settings={**units, "learn.rule": rule}) for name, rule in by_unit.items()),
         *(Row(name=f"{name}, cross-entropy", settings={**whole, "learn.rule": rule}) for name, rule in rules.items()),
+        Row(
+            name="forward gradient over weights, cross-entropy",
+            settings={**whole, "learn.rule": weights},
+            space={LR: {"low": 3e-5, "high": 1e-3, "log": True}},
+        ),
     ]
 
 
@@ -185,6 +197,7 @@ def _evaluations(strategy: Mapping[str, Any]) -> int:
 
 
 LOCAL_NOTES = f"""Rows of `isolated regression` learn every block from searched targets of its own, within the block alone: with a rule
-other than backprop, nothing goes backward through the network in search or in learning. Rules have {PASSES} draws. Rows of a rule on
+other than backprop, nothing goes backward through the network in search or in learning. Rules have {PASSES} draws. In rows `by unit` every
+unit of a block has a copy of the block's error of its own (`learn.objective.groups`), and rules have one draw. Rows of a rule on
 `cross-entropy` go through the whole network, with as many more epochs as search has evaluations (a candidate evaluated, and a pass forward
 of an image, count alike), which is more than its share: a candidate is evaluated in the layers above it alone."""
