@@ -28,16 +28,16 @@ def loop_rows(scale: Scale, images: int) -> list[Row]:
     closed = {"policy": "closed_loop", "count": scale.base["learn"]["epochs"]}
     return [
         replace(BASELINE, space={"learn.objective.label_smoothing": [0.0, 0.1]}),
-        replace(EVOLUTION, name="one-shot, evolution"),
-        replace(CLASS_CODE, name="one-shot, class code"),
-        replace(MIXED_CODE, name="one-shot, class code mixed"),
+        replace(EVOLUTION, name="one-shot, evolution", method=EVOLUTION.name),
+        replace(CLASS_CODE, name="one-shot, class code", method=CLASS_CODE.name),
+        replace(MIXED_CODE, name="one-shot, class code mixed", method=MIXED_CODE.name),
         _row("closed loop, evolution strategy", scale, {**_looped(both, _strategy(both, 16)), "rounds": closed}),
         streamed_strategy(scale, images),
         _streamed("evolution strategy, last block", last, _strategy(last, 32), scale, images),
         streamed_code(scale, images),
         _streamed("class code, last block", last, _code(last), scale, images),
-        _streamed("evolution strategy", both, _strategy(both, 16), scale, images, staleness=0),
-        _streamed("class code", both, _code(both), scale, images, staleness=0),
+        _alternating(streamed_strategy(scale, images)),
+        _alternating(streamed_code(scale, images)),
         _streamed("gradient", both, _gradient(both, blurred=False), scale, images),
         _streamed("gradient, blurred", both, _gradient(both, blurred=True), scale, images),
     ]
@@ -71,17 +71,23 @@ def streamed_code(scale: Scale, images: int) -> Row:
     return _streamed("class code", (1, 2), _code((1, 2)), scale, images)
 
 
-def _streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any], scale: Scale, images: int, staleness: int = 1) -> Row:
+def _alternating(row: Row) -> Row:
+    """Return a streamed row whose windows are searched on the network that learned the one before: nothing overlaps."""
+    rounds = {**row.settings["rounds"], "policy": {"name": "streaming", "max_staleness": 0}}
+    return replace(row, name=row.name.replace("streaming", "alternating"), settings={**row.settings, "rounds": rounds}, method=row.name)
+
+
+def _streamed(name: str, layers: Sequence[int], strategy: Mapping[str, Any], scale: Scale, images: int) -> Row:
     windows = math.ceil(images / WINDOW)
     count = scale.base["learn"]["epochs"] * windows
     # Figures stay; targets of a window are of no use once it is learned.
     rounds = {
-        "policy": {"name": "streaming", "max_staleness": staleness},
+        "policy": {"name": "streaming", "max_staleness": 1},
         "count": count,
         "examples_per_round": WINDOW,
         "keep": {"rounds": 50},
     }
-    return _row(f"{'streaming' if staleness else 'alternating'}, {name}", scale, {**_looped(layers, strategy), "rounds": rounds})
+    return _row(f"streaming, {name}", scale, {**_looped(layers, strategy), "rounds": rounds})
 
 
 def _row(name: str, scale: Scale, settings: Mapping[str, Any]) -> Row:
