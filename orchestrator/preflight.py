@@ -15,6 +15,7 @@ from orchestrator.remote import check_store_root
 from orchestrator.report import RoundReport, imagined
 from orchestrator.runs import check_root, run_root
 from repsearch.archives import check_archive
+from repsearch.codes import code_of
 from repsearch.config import LOGITS, RunConfig, TlsConfig, learn_digest, search_digest
 from repsearch.errors import ConfigError, DaemonError
 from repsearch.families import NETWORKS, OBJECTIVES, STRATEGIES
@@ -223,6 +224,7 @@ def _check_search(
     check_archive(config.search, strategy)
     if hasattr(strategy, "check"):
         strategy.check(layers, searched)
+    code_of(config.search, searched)
     tile_of(config, data, strategy, networks)
     return {layer_name(number, len(shapes)): shape for number, shape in zip(numbers, searched, strict=True)}, _evaluations(config)
 
@@ -232,7 +234,7 @@ def _evaluations(config: RunConfig) -> int:
     strategy = STRATEGIES.build(config.search.strategy, at="search.strategy")
     searches = 1 if strategy.traits.several else config.search.searches_per_example
     counted: int = searches * sum(strategy.evaluations(position) for position in range(len(config.search.layers)))
-    if strategy.traits.chooses and strategy.traits.measured and config.search.mixes:
+    if strategy.traits.chooses and strategy.traits.measured and config.search.remade:
         # A mixed target is another representation than what was evaluated.
         counted += config.search.searches_per_example * len(config.search.layers)
     return counted

@@ -17,7 +17,7 @@ from typing import Any
 from repsearch.config import RunConfig
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError
-from repsearch.families import NETWORKS
+from repsearch.families import NETWORKS, STRATEGIES
 from repsearch.footprint import FLOAT_BYTES, Footprint, footprint_of, groups_of
 from repsearch.networks import build_network, depends_on_batch, layer_number
 from repsearch.networks.activations import bytes_above, bytes_below, bytes_held, check_runs_alone
@@ -97,8 +97,9 @@ def search_memory(config: RunConfig, data: Data, strategy: Any, networks: Sequen
             data.input_shape,
             searches=search.searches_per_example,
             chained=search.below == "found",
-            mixed=search.mixes,
+            mixed=search.remade,
             archive=search.archive,
+            code=STRATEGIES.build({**search.code, "name": "class_code"}, at="search.code") if search.code else None,
         )
         for network in networks
     ]
@@ -115,15 +116,19 @@ def memory_of(
     chained: bool = True,
     mixed: bool = False,
     archive: int = 0,
+    code: Any = None,
 ) -> SearchMemory:
     """Return what searching `layers` of `network` for images of `input_shape` takes.
 
-    `chained`, `mixed`, `archive`: see `searcher.plan.SearchPlan`.
+    `chained`, `archive`, `code`: see `searcher.plan.SearchPlan`. `mixed`: whether targets are others than what was found.
     """
     check_runs_alone(network)
     several = searches if strategy.traits.several else 1
     parts = [_Part.of(strategy, network, layers, position, input_shape, several, chained, archive) for position in range(len(layers))]
     shared = [part.footprint.shared for part in parts]
+    if code is not None:
+        shapes = [network.layer_shape(layer) for layer in layers]
+        shared += [footprint_of(code, position, shape, classes=network.classes, results=1).shared for position, shape in enumerate(shapes)]
     # While a table is made, or grows by the room for parents, a copy of it is there too.
     fixed = 2 * bytes_held(network) + sum(shared) + 2 * max(shared)
     # Results of the layers done, once more where several searches are laid side by side.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from repsearch.archives import check_archive, elites_name
+from repsearch.codes import code_of
 from repsearch.config import LOGITS, RunConfig, SearchConfig, parse_resolved, search_digest
 from repsearch.datasets import cached_data
 from repsearch.datasets.base import Data
@@ -102,7 +103,8 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
     if config.search.kernels:
         strategy = with_kernels(strategy, device)
     check_archive(config.search, strategy)
-    strategy.check(config.search.layers, _layer_shapes(config, shapes, len(data.classes)))
+    searched_shapes = _layer_shapes(config, shapes, len(data.classes))
+    strategy.check(config.search.layers, searched_shapes)
     return SearchPlan(
         strategy=strategy,
         layers=[layer_number(layer, len(shapes)) for layer in config.search.layers],
@@ -113,6 +115,7 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         micro_batch=_tile(config.model_dump_json(), data.digest),
         chained=config.search.below == "found",
         mix=mix_of(config.search),
+        code=code_of(config.search, searched_shapes),
         searches=config.search.searches_per_example,
         archive=config.search.archive,
         compiled=config.search.compiled,

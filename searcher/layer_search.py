@@ -28,6 +28,7 @@ from searcher.mixing import Mix
 from searcher.plan import Group, SearchPlan
 from searcher.starting import search_form
 from searcher.strategies.base import Best, SearchLayer
+from searcher.strategies.class_code import ClassCode
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def search_layer(
         result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate, on_generation)
     if plan.mix is not None:
         result = _mixed(plan.mix, network, number, starts_WTSX[:, :, 0], result)
-    if plan.mix is not None or not strategy.traits.measured:
+    if plan.code is not None and layer.kind == "block":
+        result = _coded(plan, plan.code, layer, group, result)
+    if plan.mix is not None or plan.code is not None or not strategy.traits.measured:
         tiles = zip(result.targets_WTRX, group.labels_WT, strict=True)
         result.fitness[-1] = torch.stack([evaluate(network, number, found, labels, plan.precision) for found, labels in tiles])
         result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
@@ -124,7 +127,22 @@ def _mixed(mix: Mix, network: SearchableNetwork, number: int, own_WTX: Tensor, f
         search_form(network, number, mix.target(own_TX, found_TRX).flatten(0, 1)).view_as(found_TRX)
         for own_TX, found_TRX in zip(own_WTX, found.targets_WTRX, strict=True)
     ]
-    targets_WTRX = torch.stack(targets)
+    return _remade(found, torch.stack(targets))
+
+
+def _coded(plan: SearchPlan, code: ClassCode, layer: SearchLayer, group: Group, found: LayerResult) -> LayerResult:
+    """Return what was found with its targets, and the first of the seeds, mixed with the codes of the images' classes."""
+    T, R = found.targets_WTRX.shape[1:3]
+    targets = []
+    for index_T, labels_T, found_TRX in zip(group.index_WT, group.labels_WT, found.targets_WTRX, strict=True):
+        found_BGM = found_TRX.reshape(T * R, 1, *layer.groups)
+        labels_B, keys_B = (values_T.repeat_interleave(R) for values_T in (labels_T, plan.example_keys(index_T)))
+        state = code.init(found_BGM, layer=layer, labels_B=labels_B, keys_B=keys_B)
+        targets.append(state.target_B1GM.reshape(found_TRX.shape))
+    return _remade(found, torch.stack(targets))
+
+
+def _remade(found: LayerResult, targets_WTRX: Tensor) -> LayerResult:
     # The layer is frozen at its result, which therefore is the first seed.
     seeds_WTSX = torch.cat([targets_WTRX[:, :, :1], found.seeds_WTSX[:, :, 1:]], dim=2)
     return replace(found, targets_WTRX=targets_WTRX, seeds_WTSX=seeds_WTSX)

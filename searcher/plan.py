@@ -15,6 +15,7 @@ from repsearch.seeding import keys_of, seed_of
 from searcher.evaluating import Precision
 from searcher.mixing import Mix
 from searcher.strategies.base import SearchStrategy
+from searcher.strategies.class_code import ClassCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class SearchPlan:
     from_network: start around the network's own representations instead of noisy inputs.
     chained: a layer stands on what was found at the layer before; else every layer starts from the network's own representation.
     mix: how targets are mixed with the network's own representation; None: they are what was found.
+    code: class codes that targets of blocks are mixed with after that; None: none.
     searches: results per example.
     archive: elites of each search and layer that are kept for the next round, and the most that it takes from the one before.
     precision: of the forward passes above a searched layer.
@@ -40,6 +42,7 @@ class SearchPlan:
     micro_batch: int
     chained: bool = True
     mix: Mix | None = None
+    code: ClassCode | None = None
     searches: int = 1
     archive: int = 0
     compiled: bool = True
@@ -53,8 +56,12 @@ class SearchPlan:
     def search_keys(self, index_T: Tensor, replicate: int, position: int) -> Tensor:
         """Return the key per example that the strategy is given at the `position`-th search layer."""
         if self.strategy.traits.one_key:
-            return keys_of(seed_of(self.seed, "example"), index_T)
+            return self.example_keys(index_T)
         return self.keys(index_T, replicate, "search", self.layers[position])
+
+    def example_keys(self, index_T: Tensor) -> Tensor:
+        """Return the key per example that is the same in every round, layer and search."""
+        return keys_of(seed_of(self.seed, "example"), index_T)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,20 @@ def _methods(scale: Scale, images: int) -> list[Row]:
     return [BASELINE, EVOLUTION, EVOLUTION_STRATEGY, NONE, CLASS_CODE, MIXED_CODE, GRADIENT, BLURRED_GRADIENT]
 
 
+def _combined(scale: Scale, images: int) -> list[Row]:
+    searched = [
+        replace(
+            row,
+            name=f"{row.name}, {share:.0%} code",
+            method=row.name,
+            settings={**row.settings, "search.code": {"mix": share, "blur_passes": [5, 1, 1, 0]}},
+        )
+        for row in (EVOLUTION, BLURRED_GRADIENT)
+        for share in (0.25, 0.5, 0.75)
+    ]
+    return [BASELINE, CLASS_CODE, EVOLUTION, BLURRED_GRADIENT, *searched]
+
+
 ALL_BLOCKS, SKIP_FIRST = {"learn.objective.layers": [0, 1, 2]}, {"learn.objective.layers": [1, 2]}
 
 
@@ -110,6 +124,7 @@ TABLES: dict[str, EvidenceTable] = {
     "table2b": EvidenceTable("Methods with wrong labels", _noisy),
     "table3": EvidenceTable("Ablations of one-shot evolution", _ablations),
     "loop": EvidenceTable("The loop", loop_rows),
+    "combinations": EvidenceTable("Search and class codes in one target", _combined),
     "candidates": EvidenceTable("More candidates in the loop", candidate_rows),
     "loop-augmented": EvidenceTable("The loop with augmentation", _augmented_loop),
     "rules": EvidenceTable("Learning rules as published", published_rows, published_scale, PUBLISHED_NOTES),

@@ -13,7 +13,7 @@ _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
 _ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"fitness": 0},
-    "search": {"below": "found", "step": None, "nudge": None, "relative": False, "archive": 0, "precision": "float32"},
+    "search": {"below": "found", "step": None, "nudge": None, "relative": False, "archive": 0, "precision": "float32", "code": {}},
 }
 """Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
 _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
@@ -24,6 +24,8 @@ _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
 """The same of strategies."""
 _ADDED_TO_NETWORKS: dict[str, dict[str, Any]] = {"mlp": {"activation": "gelu", "normalise": True, "groups": 1}}
 """The same of networks."""
+_ADDED_TO_OBJECTIVES: dict[str, dict[str, Any]] = {"regression": {"groups": 1}}
+"""The same of learning objectives."""
 _ADDED_TO_RULES: dict[str, dict[str, Any]] = {"forward_gradient": {"mask": False}}
 """The same of learning rules."""
 _KEPT = ("keep_checkpoints", "checkpoint_seconds", "snapshots")
@@ -62,6 +64,8 @@ def _digest(config: RunConfig, sections: Iterable[str]) -> str:
     parts["search"]["strategy"] = _without(strategy, _ADDED_TO_STRATEGIES.get(strategy["name"], {}))
     if "learn" in parts:
         parts["learn"] = {key: value for key, value in parts["learn"].items() if key not in _KEPT}
+        objective = parts["learn"]["objective"]
+        parts["learn"]["objective"] = _without(objective, _ADDED_TO_OBJECTIVES.get(objective["name"], {}))
         rule = {key: value for key, value in parts["learn"].pop("rule").items() if value is not None}
         rule = _without(rule, _ADDED_TO_RULES.get(rule["name"], {}))
         if rule != {"name": "backprop"}:

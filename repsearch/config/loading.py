@@ -95,7 +95,7 @@ def parse_config(table: Mapping[str, Any]) -> RunConfig:
         except ConfigError as error:
             faults.append(str(error))
     if not faults:
-        faults = _faults_of_search_network(dump)
+        faults = _faults_of_search_network(dump) + _faults_of_search_code(dump["search"]["code"])
     if faults:
         raise ConfigError("\n".join(faults))
     return RunConfig.model_validate(dump)
@@ -115,6 +115,21 @@ def _faults_of_search_network(dump: Mapping[str, Any]) -> list[str]:
         NETWORKS.build({**dump["network"], **dump["search"]["network"]}, at="search.network")
     except ConfigError as error:
         return [str(error)]
+    return []
+
+
+def _faults_of_search_code(code: Mapping[str, Any]) -> list[str]:
+    if not code:
+        return []
+    if code.get("name", "class_code") != "class_code":
+        return [f"search.code.name: {code['name']!r}; the code is that of strategy 'class_code': leave the name out"]
+    try:
+        share = STRATEGIES.build({**code, "name": "class_code"}, at="search.code").mix
+    except ConfigError as error:
+        return [str(error)]
+    if "mix" not in code or not 0 < share < 1:
+        said = f"is {share:g}, and" if "mix" in code else "is not given;"
+        return [f"search.code.mix: {said} it is the share of the code in a target beside what was found; give a number between 0 and 1"]
     return []
 
 

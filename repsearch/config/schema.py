@@ -50,6 +50,9 @@ class SearchConfig(Section):
     """What is stored for a block is the way from the network's own representation to the target, and the learner
     adds it to its own output, without gradient. A target then stays as far ahead where the learner is rounds ahead of the network
     searched, or normalises by a batch's statistics. Logits stay targets."""
+    code: PluginTable = Field(default_factory=dict)
+    """Class codes in the targets of blocks, beside what was found: fields of strategy `class_code`, of which `mix`, the share of the code,
+    has to be below 1, and what was found is in the place of the own representation. None given: no codes."""
     archive: int = Field(default=0, ge=0)
     """Fittest candidates of each image's last population that are stored, per search layer, and are among the image's starting candidates
     when a learned network is searched next; there they are evaluated anew. Strategy `evolution`, at most its parents. 0: none."""
@@ -89,6 +92,11 @@ class SearchConfig(Section):
     def mixes(self) -> bool:
         """Whether targets refer to the network's own representation."""
         return self.step is not None or self.nudge is not None or self.relative
+
+    @property
+    def remade(self) -> bool:
+        """Whether targets are others than what was found."""
+        return self.mixes or bool(self.code)
 
     @model_validator(mode="after")
     def _one_mix(self) -> Self:
