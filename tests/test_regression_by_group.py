@@ -91,6 +91,7 @@ def test_loss_and_gradient_are_those_of_one_group(name: str, match: str) -> None
     assert torch.allclose(gradient(one, given), gradient(four, given), rtol=1e-9, atol=1e-14)
     loss = four.loss_of(given)
     assert torch.allclose(loss.shares["block1"], loss.terms["block1"].expand(4) / 2), "each copy is the block's whole error"
+    assert torch.allclose(loss.shares["head"], loss.terms["head"].expand(four.network.classes))
     last = [parameter for name, parameter in four.network.blocks[1].named_parameters() if name.endswith("weight")][-1]
     summed = torch.zeros_like(last)
     for group in range(4):
@@ -113,13 +114,22 @@ def test_weights_of_blocks_reach_every_copy() -> None:
 
 @every_sign_rule
 @pytest.mark.parametrize(("match", "relative"), [*((match, False) for match in get_args(Match)), ("normalised", True)])
-def test_with_a_group_per_unit_one_draw_of_signs_is_the_gradient(table: dict[str, Any], match: Match, relative: bool) -> None:
+@pytest.mark.parametrize("head", ["searched", "labels"])
+def test_with_a_group_per_unit_one_draw_of_signs_is_the_gradient(
+    table: dict[str, Any], match: Match, relative: bool, head: Literal["searched", "labels"]
+) -> None:
     """Of one unit per group, E |e - g|^2 = (1 - 1) |g|^2 / K: nothing of an estimate is left to chance."""
     network = build_network({**PLAIN, "widths": [16]}, DATA, seed=0, purpose="learned").double()
-    given = problem_of(network, Regression(isolate=True, match=match, groups=16), LearnConfig(), relative=relative)
+    given = problem_of(
+        network, Regression(isolate=True, match=match, groups=16, head=head, head_weight=0.5), LearnConfig(), relative=relative
+    )
     rule = rule_of(**table)
     rule.check(given, 48)
-    true, found = (of_blocks(given, vector) for vector in (gradient(given, batch(given)), estimate(rule, given, batch(given))))
+    assert given.grouped == {"blocks.0.linears.0", "head.linear"}
+    targets = batch(given)
+    if head == "labels":
+        targets = dataclasses.replace(targets, targets={"block0": targets.targets["block0"]})
+    true, found = gradient(given, targets), estimate(rule, given, targets)
     assert bool(true.any()) and torch.allclose(found, true, rtol=1e-4, atol=1e-4 * float(true.abs().max()))
 
 
@@ -221,10 +231,10 @@ def test_one_noisy_pass_learns_as_backpropagation_does() -> None:
     for rule in (rule_of("backprop"), rule_of("node_perturbation", noise="rademacher", noise_std=1e-2)):
         network = build_network({**PLAIN, "widths": [32, 32]}, data, seed=0, purpose="learned")
         objective = Regression(isolate=True, groups=32, head_weight=1.0, head="labels")
-        plan = dataclasses.replace(plan_for(objective=objective, epochs=20, batch_size=25), rule=rule)
+        plan = dataclasses.replace(plan_for(objective=objective, epochs=10, batch_size=25), rule=rule)
         fit(network, TrainingSet.on("cpu", data.train, targets), data.validation, plan, NoCheckpoints(), Recorder())
         accuracies.append(evaluate(network, data.test).accuracy)
-    assert accuracies[0] > 0.85 and accuracies[1] > accuracies[0] - 0.05
+    assert accuracies[0] > 0.8 and accuracies[1] == pytest.approx(accuracies[0], abs=0.02)
 
 
 @pytest.mark.parametrize(

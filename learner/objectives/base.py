@@ -26,7 +26,8 @@ class Reading:
     output: what of each block it compares with targets. isolate: whether gradients stop at each block's input.
     isolate_head: whether the head reads the last block behind a stop-gradient. last_only: whether it reads no block's output but the last,
     so that learning need not keep the others. classifiers: whether each block has a linear classifier of its own; these and the head then
-    learn by the gradient of their own loss, under every rule. groups: of a block's channels, each with a loss of its own.
+    learn by the gradient of their own loss, under every rule. groups: of a block's channels, each with a loss of its own. by_logit:
+    whether each logit has a loss of its own too.
     """
 
     output: BlockOutput = "representation"
@@ -35,6 +36,7 @@ class Reading:
     last_only: bool = False
     classifiers: bool = False
     groups: int = 1
+    by_logit: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Outputs:
     normalised: whether `blocks` are already normalised per example.
     relative: whether the targets of blocks are ways from the output to what it is to become, see `search.relative`.
     classifiers: of the blocks, where `Reading.classifiers` has them.
-    undisturbed: of a pass that a rule makes, where a loss is made of it: `compared` behind a stop-gradient, as the undisturbed pass has it.
+    undisturbed: of a pass that a rule makes, where losses refer to it: `compared` and, last, the logits, behind a stop-gradient, as the
+    undisturbed pass has them.
     """
 
     blocks: Sequence[Tensor]
@@ -66,7 +69,7 @@ class Loss:
     shares: what the terms add to `total`, by the same names. An objective that isolates blocks or head gives them, so that a learning rule
     knows what each of them learns from: a share named as a block (`target_name`) is learned from by the block, any other by the head.
     Every share is a mean over examples. Of a block in groups it has an entry per group: the block's whole loss, which changes with that
-    group alone, so that their changes and gradients, not they, add up to the block's.
+    group alone, so that their changes and gradients, not they, add up to the block's. So it has of the head, with `Reading.by_logit`.
     """
 
     total: Tensor

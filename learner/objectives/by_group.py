@@ -4,7 +4,7 @@ A copy is the error of the block's whole output, the channels of other groups he
 and for a disturbance what a stop-gradient is to a gradient. All copies have the same value without a disturbance, and their gradients, not
 they, add up to that of the error, for any number of groups (Ren et al. 2022, arXiv 2210.03310, do this with the cross-entropy of a
 classifier). What a group moves enters the error by sums over the group, so that all copies cost what one does.
-Shapes: B examples; X the axes of an output, channels first; G groups; N components of a group.
+Shapes: B examples; X the axes of an output, channels first; G groups; N components of a group; L any axes; K classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,6 +42,17 @@ def normalised_errors(output_BX: Tensor, undisturbed_BX: Tensor, target_BX: Tens
     together_BG = (y_BX * target_BX).flatten(1).mean(1, keepdim=True) + in_groups(d_BX * target_BX, groups).sum(2) / size
     target_B1, target_square_B1 = (value.flatten(1).mean(1, keepdim=True) for value in (target_BX, target_BX.square()))
     return (r_B1 + widened_BG) / s_BG.square() - 2 * (together_BG - m_BG * target_B1) / s_BG + target_square_B1
+
+
+def by_logit(logits_BK: Tensor, undisturbed_BK: Tensor) -> Tensor:
+    """Return logits in as many copies as classes, each of which moves with one of them alone (B, K, K)."""
+    return undisturbed_BK.unsqueeze(1) + torch.diag_embed(logits_BK - undisturbed_BK)
+
+
+def cross_entropies(logits_BLK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the cross-entropy of each example, over any axes L (B, L), by operations that are batched and carry tangents as they are."""
+    labels_BL1 = labels_B.reshape(-1, *[1] * (logits_BLK.ndim - 1)).expand(*logits_BLK.shape[:-1], 1)
+    return -F.log_softmax(logits_BLK, -1).gather(-1, labels_BL1).squeeze(-1)
 
 
 def in_groups(values_BX: Tensor, groups: int) -> Tensor:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from learner.objectives.base import Loss, Outputs, Reading, target_name
+from learner.objectives.by_group import cross_entropies
 from repsearch.errors import ConfigError
 from repsearch.networks import BlockOutput
 
@@ -58,16 +58,10 @@ class LocalCrossEntropy:
             name, disturbed = target_name(block), bool(outputs.undisturbed)
             if disturbed or groups > 1:
                 still_BX = outputs.undisturbed[block] if disturbed else output_BX.detach()
-                losses_G = _cross_entropy(classify.by_group(output_BX, still_BX, groups), labels_B).mean(0)
+                losses_G = cross_entropies(classify.by_group(output_BX, still_BX, groups), labels_B).mean(0)
                 shares[name] = losses_G if groups > 1 else losses_G[0]
             # Of a pass that a rule makes, the total is for the record: every group's loss has its value.
-            terms[name] = losses_G[0] if disturbed else _cross_entropy(classify(output_BX), labels_B).mean()
+            terms[name] = losses_G[0] if disturbed else cross_entropies(classify(output_BX), labels_B).mean()
             shares.setdefault(name, terms[name])
-        terms["head"] = shares["head"] = _cross_entropy(logits_BK, labels_B).mean()
+        terms["head"] = shares["head"] = cross_entropies(logits_BK, labels_B).mean()
         return Loss(torch.stack(list(terms.values())).sum(), terms, logits_BK, shares)
-
-
-def _cross_entropy(logits_BLK: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the cross-entropy of each example, over any axes L (B, L), by operations that are batched and carry tangents as they are."""
-    labels_BL1 = labels_B.reshape(-1, *[1] * (logits_BLK.ndim - 1)).expand(*logits_BLK.shape[:-1], 1)
-    return -F.log_softmax(logits_BLK, -1).gather(-1, labels_BL1).squeeze(-1)

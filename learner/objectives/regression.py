@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from learner.objectives.base import Loss, Outputs, Reading, target_name
-from learner.objectives.by_group import normalised_errors, raw_errors
+from learner.objectives.by_group import by_logit, cross_entropies, normalised_errors, raw_errors
 from repsearch.config import LOGITS
 from repsearch.errors import ConfigError
 from repsearch.networks import BlockOutput
@@ -41,7 +41,8 @@ class Regression:
     match: what is compared with a target. `normalised`: the block's output at zero mean and unit variance per example; `raw`: the output
         as it is, before any normalisation per example; `last_activation_dropped`: what the block's last activation reads, normalised.
     groups: of a block's channels, each with a copy of the block's error that teaches it alone, under `isolate`; a divisor of the channels
-        of every block. Changes what rules that disturb a network estimate by, not the gradient.
+        of every block. With more than one, each logit has a copy of the head's loss. Changes what rules that disturb a network estimate
+        by, not the gradient.
     """
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
@@ -70,7 +71,7 @@ class Regression:
         output = _COMPARED[self.match]
         # Normalised outputs of one group move with the others, so groups are told apart before that.
         output = "raw" if self.groups > 1 and output == "representation" else output
-        return Reading(output, self.isolate, isolate_head=True, groups=self.groups)
+        return Reading(output, self.isolate, isolate_head=True, groups=self.groups, by_logit=self.groups > 1)
 
     def needs_targets(self, layers: Sequence[int | str]) -> tuple[str, ...]:
         """Return the supervised blocks' arrays, and the logits if they are searched; see `LearningObjective.needs_targets`."""
@@ -127,9 +128,13 @@ class Regression:
         head = head_loss(logits_BK, targets.get(LOGITS), labels_B)
         weighted = {layer: weights.get(layer, 1.0) * term for layer, term in terms.items()}
         total = torch.stack(list(weighted.values())).mean() + self.head_weight * head
+        head_share = self.head_weight * head
+        if self.groups > 1:
+            still_BK = outputs.undisturbed[-1] if outputs.undisturbed else logits_BK.detach()
+            head_share = self.head_weight * head_losses(by_logit(logits_BK, still_BK), targets.get(LOGITS), labels_B).mean(0)
         shares = {target_name(layer): weights.get(layer, 1.0) * copies.get(layer, term) / len(terms) for layer, term in terms.items()}
         named = {target_name(layer): term for layer, term in terms.items()}
-        return Loss(total, {**named, "head": head}, logits_BK, {**shares, "head": self.head_weight * head})
+        return Loss(total, {**named, "head": head}, logits_BK, {**shares, "head": head_share})
 
     def _supervised(self, layers: Sequence[int | str]) -> list[int]:
         return [int(layer) for layer in layers if layer != LOGITS] if self.layers is None else sorted(set(self.layers))
@@ -159,6 +164,14 @@ def head_loss(logits_BK: Tensor, searched_BK: Tensor | None, labels_B: Tensor) -
     target_BK = F.log_softmax(searched_BK.to(logits_BK.dtype), dim=1)
     # F.kl_div of these, spelled out: it has no batching rule, which rules that take losses by example need.
     return (target_BK.exp() * (target_BK - F.log_softmax(logits_BK, dim=1))).sum() / len(logits_BK)
+
+
+def head_losses(logits_BLK: Tensor, searched_BK: Tensor | None, labels_B: Tensor) -> Tensor:
+    """Return the same of each example and copy (B, L)."""
+    if searched_BK is None:
+        return cross_entropies(logits_BLK, labels_B)
+    target_B1K = F.log_softmax(searched_BK.to(logits_BLK.dtype), dim=1).unsqueeze(1)
+    return (target_B1K.exp() * (target_B1K - F.log_softmax(logits_BLK, dim=-1))).sum(-1)
 
 
 def normalised(maps_BX: Tensor) -> Tensor:

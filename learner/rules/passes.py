@@ -29,11 +29,13 @@ from repsearch.networks import SearchableNetwork
 
 @dataclass(frozen=True)
 class Parts:
-    """of_block: number of each block's part, the stem's being that of block 0. of_head: number of the head's part. groups: of a block."""
+    """of_block: number of each block's part, the stem's being that of block 0. of_head: number of the head's part. groups: of a block.
+    logits: of the head, that have a loss each; else 1."""
 
     of_block: tuple[int, ...]
     of_head: int
     groups: int = 1
+    logits: int = 1
 
     def __len__(self) -> int:
         return self.of_head + 1
@@ -45,7 +47,7 @@ class Parts:
 
     def losses(self, part: int) -> slice:
         """Return where the losses of a part are among those of all parts."""
-        return slice(part * self.groups, part * self.groups + (1 if part == self.of_head else self.groups))
+        return slice(part * self.groups, part * self.groups + (self.logits if part == self.of_head else self.groups))
 
     def whole(self, values_KSL: Tensor, part: int) -> Tensor:
         """Return of changes or derivatives of all losses those of the whole loss of a part (K, L); L: any axes."""
@@ -62,7 +64,7 @@ def parts_of(network: SearchableNetwork, reading: Reading) -> Parts:
     """Return the parts of `network` for an objective that reads it as `reading` says."""
     blocks = network.logits_layer
     of_block = tuple(range(blocks)) if reading.isolate else (0,) * blocks
-    return Parts(of_block, of_block[-1] + reading.isolate_head, reading.groups)
+    return Parts(of_block, of_block[-1] + reading.isolate_head, reading.groups, network.classes if reading.by_logit else 1)
 
 
 def layers_of(problem: Problem) -> list[Layer]:
@@ -75,7 +77,7 @@ def layers_of(problem: Problem) -> list[Layer]:
     for name, module in itertools.chain.from_iterable(stretch.named_modules(prefix=name) for name, stretch in stretches):
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             part = parts.of(name)
-            groups = reading.groups if name in problem.grouped else 1
+            groups = (parts.logits if part == parts.of_head else parts.groups) if name in problem.grouped else 1
             layers.append(Layer(name, module, part, sum(layer.part == part for layer in layers), groups))
     return layers
 
@@ -127,8 +129,9 @@ def run(problem: Problem, images_BCHW: Tensor, like: Pass | None = None) -> Pass
         below = below.detach() if entering is None else entering[len(read)]
         read.append(below)
     wanted = reading.classifiers or reading.groups > 1 or problem.relative
-    still = [] if not wanted else [output.detach() for output in compared] if like is None else like.undisturbed
-    return Pass(blocks, compared, network.head(below), read, stem, still)
+    logits = network.head(below)
+    still = [] if not wanted else [output.detach() for output in (*compared, logits)] if like is None else like.undisturbed
+    return Pass(blocks, compared, logits, read, stem, still)
 
 
 def over_draws(call: Callable[[Any], Any], drawn: Any, out_dims: Any = 0) -> Any:
