@@ -58,7 +58,7 @@ def test_a_batchnorm_without_running_statistics_cannot_be_searched() -> None:
         evaluation_network(network)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "leaky_relu", "sign"])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_activation_and_normalisation_are_choices(activation: str, normalise: bool) -> None:
     data = made_up_data()
@@ -67,12 +67,23 @@ def test_activation_and_normalisation_are_choices(activation: str, normalise: bo
     with torch.no_grad():
         below = network.stem(network.prepare(data.train.images))
         before = network.blocks[0].before_activation(below)  # type: ignore[operator]
-        expected = {"gelu": F.gelu, "relu": F.relu, "leaky_relu": lambda values: torch.where(values < 0, 0.2 * values, values)}[activation](
-            before
-        )
+        leaky = torch.where(before < 0, 0.2 * before, before)
+        expected = {"gelu": F.gelu(before), "relu": F.relu(before), "leaky_relu": leaky, "sign": before.sign()}[activation]
         if normalise:
             expected = (expected - expected.mean(1, keepdim=True)) / (expected.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
         assert network.normalises is normalise
         assert torch.allclose(network.run_layer(0, below), expected, atol=1e-5)
         for output in ("representation", "raw", "before_activation"):
             assert torch.equal(network.run_block(0, below, output)[0], network.run_layer(0, below))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_sign_s_derivative_is_that_of_the_value_cut_at_one() -> None:
+    network = build_network({"name": "mlp", "widths": [4], "activation": "sign"}, made_up_data(), seed=0, purpose="learned")
+    before = torch.tensor([[-1.5, -0.25, 0.5, 2.0]], requires_grad=True)
+    after = network.blocks[0].activated(before)  # type: ignore[operator]
+    assert after.tolist() == [[-1.0, -1.0, 1.0, 1.0]]
+    (derivative,) = torch.autograd.grad(after.sum(), before)
+    assert derivative.tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    _, tangent = torch.func.jvp(network.blocks[0].activated, (before.detach(),), (torch.ones(1, 4),))
+    assert torch.equal(tangent, derivative)

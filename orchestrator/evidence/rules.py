@@ -23,6 +23,21 @@ PASSES = 8
 _SPACE = {LR: RATES}
 
 
+_EVOLUTION: dict[str, Any] = {
+    "name": "evolution",
+    "population": 12,
+    "parents": 2,
+    "explorers": 4,
+    "refiners": 6,
+    "generations": [6, 6, 2],
+    "strength": [0.3, 0.2, 0.1],
+    "boost": [5.0, 3.0, 1.0],
+    "blur_passes": [0, 0, 0],
+}
+EVALUATIONS = 12 * 3 + (4 + 6) * (6 + 6 + 2)
+"""Per image and round of the search of local targets: every layer's first population, then each generation's children."""
+
+
 def published_scale(scale: Scale) -> Scale:
     """Return `scale` with the network and learning of Dalm et al., 20 epochs of batches of 500."""
     learn = {
@@ -130,21 +145,7 @@ each layer, a rate of a tenth for the head, and the rate's linear decay; rows of
 
 def local_scale(scale: Scale) -> Scale:
     """Return `scale` with a fully connected network that search can serve, and a search of few evaluations."""
-    search = {
-        "layers": [0, 1, "logits"],
-        "start": "network",
-        "strategy": {
-            "name": "evolution",
-            "population": 12,
-            "parents": 2,
-            "explorers": 4,
-            "refiners": 6,
-            "generations": [6, 6, 2],
-            "strength": [0.3, 0.2, 0.1],
-            "boost": [5.0, 3.0, 1.0],
-            "blur_passes": [0, 0, 0],
-        },
-    }
+    search = {"layers": [0, 1, "logits"], "start": "network", "strategy": _EVOLUTION}
     base = {
         **scale.base,
         "network": {"name": "mlp", "widths": [128, 128], "batchnorm": False},
@@ -170,7 +171,7 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
     }
     weights = {"name": "forward_gradient", "directions": "rademacher", "draws": PASSES}
     # Candidates that search evaluates, and passes that learning takes, are both passes of an image.
-    searched = rounds * _evaluations(scale.base["search"]["strategy"])
+    searched = rounds * EVALUATIONS
     whole = {**CROSS_ENTROPY, "rounds": {"policy": "learn_only"}, "learn.epochs": rounds * epochs + round(searched / (1 + PASSES))}
     del whole["rounds.policy"]
     return [
@@ -186,14 +187,6 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
             space={LR: {"low": 3e-5, "high": 1e-3, "log": True}},
         ),
     ]
-
-
-def _evaluations(strategy: Mapping[str, Any]) -> int:
-    """Return the evaluations per image of a round: of every layer's first population, then of each generation's children."""
-    children: int = strategy["explorers"] + strategy["refiners"]
-    first: int = strategy["population"] * len(strategy["generations"])
-    evaluations: int = first + children * sum(strategy["generations"])
-    return evaluations
 
 
 LOCAL_NOTES = f"""Rows of `isolated regression` learn every block from searched targets of its own, within the block alone: with a rule

@@ -22,6 +22,7 @@ from orchestrator.evidence.rows import (
 )
 from orchestrator.evidence.rules import LOCAL_NOTES, PUBLISHED_NOTES, local_rows, local_scale, published_rows, published_scale
 from orchestrator.evidence.scales import DEPTH, Scale
+from orchestrator.evidence.signs import SIGN_NOTES, sign_rows, sign_scale
 from repsearch.errors import ConfigError
 from repsearch.families import nearest
 
@@ -128,6 +129,7 @@ TABLES: dict[str, EvidenceTable] = {
     "candidates": EvidenceTable("More candidates in the loop", candidate_rows),
     "loop-augmented": EvidenceTable("The loop with augmentation", _augmented_loop),
     "rules": EvidenceTable("Learning rules as published", published_rows, published_scale, PUBLISHED_NOTES),
+    "signs": EvidenceTable("A network without derivatives", sign_rows, sign_scale, SIGN_NOTES),
     "local": EvidenceTable("Blocks that learn by themselves", local_rows, local_scale, LOCAL_NOTES),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from repsearch.networks.base import BlockOutput, SearchableNetwork, Shape
 from repsearch.networks.convnet import Head, normalised
 
-Activation = Literal["gelu", "relu", "leaky_relu"]
+Activation = Literal["gelu", "relu", "leaky_relu", "sign"]
 SLOPE = 0.2
 
 
@@ -31,7 +31,8 @@ class Mlp:
     widths: length of each block's output; as many blocks as widths.
     layers: linear layers per block, each as wide as the block's output; the searched copy of round 0 may have fewer.
     batchnorm: put BatchNorm before each activation.
-    activation: `gelu`, `relu`, or `leaky_relu` of slope 0.2.
+    activation: `gelu`, `relu`, `leaky_relu` of slope 0.2, or `sign`: -1 or 1, which has no derivative; a pass backward takes that of the
+        values cut at -1 and 1 for it (straight-through, Bengio et al. 2013, arXiv 1308.3432).
     normalise: normalise each block's output per example.
     batchnorm_momentum: weight of the newest batch in the running statistics.
     head_scale: factor on the logits.
@@ -128,6 +129,9 @@ class MlpBlock(nn.Module):
         """Return what the activation makes of its input."""
         if self.activation == "leaky_relu":
             return F.leaky_relu(vectors_BD, SLOPE)
+        if self.activation == "sign":
+            cut_BD = vectors_BD.clamp(-1, 1)
+            return vectors_BD.sign().detach() + (cut_BD - cut_BD.detach())
         return F.relu(vectors_BD) if self.activation == "relu" else F.gelu(vectors_BD)
 
     def represented(self, raw_BD: Tensor) -> Tensor:
