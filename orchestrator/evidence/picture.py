@@ -14,7 +14,7 @@ Panel = tuple[str, list[Record]]
 def panels_of(heading: str, rows: Sequence[Record]) -> list[Panel]:
     """Return a panel per group of `rows`; those with an axis of their own are left to its plot."""
     found = groupby((row for row in rows if not row["x"]), key=lambda row: row["group"])
-    return [(f"{heading}, {group}" if group else heading, list(members)) for group, members in found]
+    return [(f"{heading}\n{group}" if group else heading, list(members)) for group, members in found]
 
 
 def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
@@ -49,6 +49,10 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
 
 def _floor(rows: Sequence[Record]) -> float:
-    """Return the accuracy in % below which a row would squeeze the others: as far below the baseline as three times the best is above."""
+    """Return the accuracy in % below which a row would squeeze the others: as far below the baseline as three times the best is above.
+
+    Where that would leave out more than a third of the rows, nothing is.
+    """
     base = 100 * rows[0]["mean"]
-    return float(base - 3 * max(1.0, max(100 * (row["mean"] + row["std"]) for row in rows) - base))
+    floor = float(base - 3 * max(1.0, max(100 * (row["mean"] + row["std"]) for row in rows) - base))
+    return floor if 3 * sum(100 * row["mean"] < floor for row in rows) <= len(rows) else 0.0
