@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repsearch.datasets.base import Split
@@ -19,6 +19,7 @@ def split_of(count: int, *, classes: int = 3, seed: int = 0) -> Split:
     return Split(torch.randint(0, 256, (count, 2, 4, 5), dtype=torch.uint8, generator=rng), torch.arange(count) % classes)
 
 
+@settings(deadline=None)
 @given(st.integers(3, 200), st.data())
 def test_parts_of_a_pool_are_disjoint_and_in_range(pool: int, data: st.DataObject) -> None:
     test = data.draw(st.integers(1, pool - 2))

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.evidence import running
-from orchestrator.evidence.picture import panels_of
+from orchestrator.evidence.picture import _floor, panels_of
 from orchestrator.evidence.rendering import write_page
 from orchestrator.evidence.rows import SEED, Row
 from orchestrator.evidence.running import Order, Plan, estimate, make
@@ -315,4 +315,12 @@ def test_a_picture_has_a_panel_per_group_and_leaves_out_rows_with_an_axis() -> N
         {"group": group, "x": x, "name": name} for group, x, name in (("a", "", 1), ("a", "", 2), ("b", "", 3), ("c", "evaluations", 4))
     ]
     panels = panels_of("MNIST", rows)
-    assert [(heading, [row["name"] for row in members]) for heading, members in panels] == [("MNIST, a", [1, 2]), ("MNIST, b", [3])]
+    assert [(heading, [row["name"] for row in members]) for heading, members in panels] == [("MNIST\na", [1, 2]), ("MNIST\nb", [3])]
+
+
+def test_a_picture_leaves_rows_out_only_where_they_are_few() -> None:
+    def rows(*means: float) -> list[dict[str, Any]]:
+        return [{"mean": mean, "std": 0.0} for mean in means]
+
+    assert _floor(rows(0.95, 0.96, 0.97, 0.5)) == pytest.approx(95 - 3 * 2)
+    assert _floor(rows(0.92, 0.87, 0.88, 0.84)) == 0, "the baseline is best by far"
