@@ -34,7 +34,9 @@ _EVOLUTION: dict[str, Any] = {
     "boost": [5.0, 3.0, 1.0],
     "blur_passes": [0, 0, 0],
 }
-EVALUATIONS = 12 * 3 + (4 + 6) * (6 + 6 + 2)
+EVALUATIONS: int = _EVOLUTION["population"] * len(_EVOLUTION["generations"]) + (_EVOLUTION["explorers"] + _EVOLUTION["refiners"]) * sum(
+    _EVOLUTION["generations"]
+)
 """Per image and round of the search of local targets: every layer's first population, then each generation's children."""
 
 
