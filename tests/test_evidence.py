@@ -226,7 +226,7 @@ def test_more_seeds_and_changed_rows_are_made_again(tmp_path: Path, small: list[
     perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
     more = FakeWorkers()
     perform(Plan(order(tmp_path, seeds=3)), more, monkeypatch)
-    assert [Path(request.folder).name[:6] for request in more.requests] == ["seed-0", "seed-1", "seed-2"] * 2
+    assert [Path(request.folder).name[:6] for request in more.requests] == ["seed-2"] * 2
     trials = FakeWorkers()
     perform(Plan(order(tmp_path, seeds=3, trials=4)), trials, monkeypatch)
     assert [Path(request.folder).name[:10] for request in trials.requests if request.sweep] == ["trial-0003"] * 2
@@ -234,6 +234,29 @@ def test_more_seeds_and_changed_rows_are_made_again(tmp_path: Path, small: list[
     changed = FakeWorkers()
     perform(Plan(order(tmp_path, seeds=3, trials=4)), changed, monkeypatch)
     assert len(changed.requests) == 7 and all("class-code" in request.folder for request in changed.requests)
+
+
+def test_more_seeds_need_none_of_the_runs_before(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
+    first = Plan(order(tmp_path)).results.rows()[0]
+    elsewhere = {"root": tmp_path / "other machine"}
+    workers, plan = FakeWorkers(), Plan(order(tmp_path, seeds=4, **elsewhere))
+    perform(plan, workers, monkeypatch)
+    assert [request.config["run"]["seed"] for request in workers.requests] == [2, 3] * 2
+    assert workers.requests[0].config["learn"]["optimiser"]["lr"] == first["chosen"]["learn.optimiser.lr"]
+    row = plan.results.rows()[0]
+    assert row["test"] == pytest.approx([0.8, 0.81, 0.82, 0.83]) and row["seeds"] == 4 and row["mean"] == pytest.approx(0.815)
+    assert (row["trials"], row["validation"], row["chosen"]) == (3, first["validation"], first["chosen"])
+    assert [part["command"] for part in row["before"]] == [first["command"]] and row["command"] != first["command"]
+    page = write_page("table1", plan.table, tmp_path / "out").read_text()
+    assert "- 2 rows: seeds 0 to 1, 3 trials each" in page and "- 2 rows: seeds 2 to 3, 3 trials each" in page
+    # Once more, and nothing is left; a row of more trials is made anew, for its values may be others.
+    idle = FakeWorkers()
+    perform(Plan(order(tmp_path, seeds=4, **elsewhere)), idle, monkeypatch)
+    assert idle.requests == []
+    anew = Plan(order(tmp_path, seeds=4, trials=4, **elsewhere))
+    perform(anew, FakeWorkers(), monkeypatch)
+    assert [len(row["test"]) for row in anew.results.rows()] == [4, 4] and not any("before" in row for row in anew.results.rows())
 
 
 def test_a_row_that_fails_does_not_stop_the_others(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,12 +84,22 @@ def _made(rows: Sequence[Record]) -> list[str]:
     for row in rows:
         chosen = f"values chosen for {row['chosen_from']}" if row.get("chosen_from") else f"{row['trials']} trials each"
         seconds = "" if row.get("core_s") else ", seconds of wall time"
-        facts = row["seeds"], f"{chosen}, {row['jobs']} at a time{seconds}", row["command"], row["commit"], row["hardware"], row["date"]
-        made[facts] = made.get(facts, 0) + 1
+        for seeds, part in _parts(row):
+            facts = seeds, f"{chosen}, {part['jobs']} at a time{seconds}", part["command"], part["commit"], part["hardware"], part["date"]
+            made[facts] = made.get(facts, 0) + 1
     return [
-        f"{number} rows: {seeds} seeds, {how}; `{command}`, commit {commit}, {hardware}, {date}"
+        f"{number} rows: {seeds}, {how}; `{command}`, commit {commit}, {hardware}, {date}"
         for (seeds, how, command, commit, hardware, date), number in made.items()
     ]
+
+
+def _parts(row: Record) -> list[tuple[str, Record]]:
+    """Return the seeds of each time that the row was made, as words, and what made them."""
+    if not row.get("before"):
+        return [(f"{row['seeds']} seeds", row)]
+    parts = [*row["before"], row]
+    firsts = [0, *(part["seeds"] for part in parts)]
+    return [(f"seeds {first} to {part['seeds'] - 1}", part) for first, part in zip(firsts, parts, strict=False)]
 
 
 def plot(path: Path, title: str, rows: Sequence[Record]) -> None:

@@ -150,9 +150,14 @@ class Plan:
 
     def done(self, row: Row) -> bool:
         """Return whether the results have the row, over as many seeds and trials."""
+        record = self.known(row)
+        return record is not None and record["seeds"] >= self.order.seeds
+
+    def known(self, row: Row) -> Record | None:
+        """Return the row's record if its values were chosen of as many trials, over however many seeds, or None."""
         record = self.results.find(row, self.digest(row))
         trials = self.order.trials if self.order.values_from is None else 0
-        return record is not None and record["seeds"] >= self.order.seeds and record["trials"] >= trials
+        return record if record is not None and record["trials"] >= trials else None
 
     def check(self, tell: Tell) -> None:
         """Check every row that is not made yet as a run is checked, and every value that it may choose as a configuration."""
@@ -208,16 +213,47 @@ def make(plan: Plan, tell: Tell) -> list[str]:
 
 
 def make_row(plan: Plan, row: Row, workers: Workers, tell: Tell) -> Record:
-    """Return a row's record: a sweep, then a run per seed."""
-    values, best = plan.given(row), None
+    """Return a row's record: a sweep, then a run per seed. Of a row that the results have over fewer seeds, the missing seeds alone."""
+    known, best = plan.known(row), None
+    values = known["chosen"] if known is not None else plan.given(row)
     if values is None:
         best = choose(opened(plan, row) / "sweep", plan.sweep(row), workers, _telling(tell, row))
         values = best.values
     found = []
-    for seed in range(plan.order.seeds):
+    for seed in range(known["seeds"] if known is not None else 0, plan.order.seeds):
         found.append(workers.run(plan.final(row, values, seed)))
         tell(f"{row.title}: seed {seed}: test {found[-1].metrics['test/accuracy']:.2%} in {found[-1].seconds:.0f} s")
-    return record_of(plan, row, values, best, found)
+    record = record_of(plan, row, values, best, found)
+    return record if known is None else joined(known, record)
+
+
+MADE = ("seeds", "jobs", "command", "commit", "hardware", "date")
+"""Fields of a record that say what made it."""
+
+
+def joined(known: Record, record: Record) -> Record:
+    """Return `known` with the seeds of `record` after its own; `before` says what made the seeds that were there.
+
+    Seconds are those of the runs made last, so that they are of one machine, the one that the record names.
+    """
+    test = [*known["test"], *record["test"]]
+    evaluations = (known["seeds"] * known["evaluations"] + record["seeds"] * record["evaluations"]) / len(test)
+    return {
+        **record,
+        **{name: known[name] for name in ("validation", "trials")},
+        **_over_seeds(test),
+        "evaluations": evaluations,
+        "before": [*known.get("before", []), {name: known[name] for name in MADE}],
+    }
+
+
+def _over_seeds(test: Sequence[float]) -> Record:
+    return {
+        "seeds": len(test),
+        "test": list(test),
+        "mean": statistics.mean(test),
+        "std": statistics.stdev(test) if len(test) > 1 else 0.0,
+    }
 
 
 def time_rows(plan: Plan, tell: Tell) -> None:
@@ -264,10 +300,7 @@ def record_of(plan: Plan, row: Row, values: Mapping[str, Any], best: Best | None
         "chosen_from": plan.order.values_from.stem if plan.order.values_from is not None else "",
         "validation": best.accuracy if best is not None else None,
         "trials": plan.order.trials if best is not None else 0,
-        "seeds": len(test),
-        "test": test,
-        "mean": statistics.mean(test),
-        "std": statistics.stdev(test) if len(test) > 1 else 0.0,
+        **_over_seeds(test),
         "evaluations": statistics.mean(result.evaluations for result in found),
         "seconds": statistics.mean(result.seconds for result in whole),
         "search_s": statistics.mean(result.search_s for result in whole),
@@ -280,12 +313,13 @@ def estimate(plan: Plan) -> list[tuple[str, str, str]]:
     """Return a line per row, and one for all: row, seconds per run so far, and time left."""
     lines, total, unknown = [], 0.0, 0
     for row in plan.rows:
-        times = plan.timed(row)
+        times, known = plan.timed(row), plan.known(row)
         each = f"{statistics.mean(times):.1f}" if times else "-"
         if plan.done(row):
             lines.append((row.title, each, "done"))
         elif times:
-            left = statistics.mean(times) * max(0, plan.runs - len(times))
+            runs = plan.runs - len(times) if known is None else plan.order.seeds - known["seeds"]
+            left = statistics.mean(times) * max(0, runs)
             total += left
             lines.append((row.title, each, _minutes(left / plan.order.jobs)))
         else:
