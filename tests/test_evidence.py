@@ -22,8 +22,9 @@ from orchestrator.evidence.running import Order, Plan, estimate, make
 from orchestrator.evidence.scales import SCALES, find_scale
 from orchestrator.evidence.tables import TABLES, EvidenceTable, find_table
 from orchestrator.sweeps.worker import Request, Result
-from repsearch.config import load_config
+from repsearch.config import load_config, parse_config
 from repsearch.errors import ConfigError, JobError, NumericalError, StoreError
+from repsearch.windows import evaluated
 from tests.orchestrator_runs import complete
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +258,20 @@ def test_more_seeds_need_none_of_the_runs_before(tmp_path: Path, small: list[Row
     anew = Plan(order(tmp_path, seeds=4, trials=4, **elsewhere))
     perform(anew, FakeWorkers(), monkeypatch)
     assert [len(row["test"]) for row in anew.results.rows()] == [4, 4] and not any("before" in row for row in anew.results.rows())
+
+
+def test_of_a_row_of_rounds_the_last_is_measured_alone(tmp_path: Path) -> None:
+    plan = Plan(order(tmp_path, table="loop", dataset="cifar10", images=4000))
+    rows = {row.name: row for row in plan.rows}
+    streamed, learned_once = rows["streaming, evolution strategy"], rows["cross-entropy"]
+    values = {"learn.optimiser.lr": 0.001, "learn.optimiser.weight_decay": 0.01, "search.nudge": 0.1}
+    for config in (plan.sweep(streamed).config(values), parse_config(plan.final(streamed, values, 3).config)):
+        assert [evaluated(config, 4000, round) for round in (0, 31, 478, 479)] == [False, False, False, True]
+    assert plan.sweep(learned_once).config({}).rounds.evaluate_every is None
+    # It is no part of what a row is: results from before, which were measured every pass, have the same digest.
+    known = json.loads((ROOT / "benchmarks/evidence/loop-cifar10-4000.json").read_text())["rows"]
+    digests = {record["row"]: record["digest"] for record in known}
+    assert digests["streaming, evolution strategy"] == plan.digest(streamed)
 
 
 def test_a_row_that_fails_does_not_stop_the_others(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:

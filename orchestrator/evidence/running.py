@@ -132,7 +132,9 @@ class Plan:
         """
         sweep, given = self.sweep(row), self.given(row)
         table = {section: dict(fields) for section, fields in sweep.table.items() if section not in ("tracking", "run")}
+        # Neither changes a figure: where the data lies, and how often rounds are measured in between.
         table["dataset"].pop("root", None)
+        table["rounds"].pop("evaluate_every", None)
         return json_digest([table, sweep.settings.model_dump(exclude={"trials"}) if given is None else given])[:8]
 
     def row_folder(self, row: Row) -> Path:
