@@ -24,11 +24,9 @@ from repsearch.seeding import seed_of
 from searcher.compiled import CompiledSearch, compiled_search
 from searcher.compiled.tiles import tile_search, tiled
 from searcher.evaluating import evaluate, evaluate_with_gradient, require_finite
-from searcher.mixing import Mix
 from searcher.plan import Group, SearchPlan
-from searcher.starting import search_form
+from searcher.remaking import coded_targets, mixed_targets
 from searcher.strategies.base import Best, SearchLayer
-from searcher.strategies.class_code import ClassCode
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,10 @@ def search_layer(
         result = _by_tiles(plan, network, layer, starts_WTSX, group, replicate, on_generation)
     else:
         result = _by_tensors(plan, network, layer, starts_WTSX, group, replicate, on_generation)
-    if plan.mix is not None:
-        result = _mixed(plan.mix, network, number, starts_WTSX[:, :, 0], result)
-    if plan.code is not None and layer.kind == "block":
-        result = _coded(plan, plan.code, layer, group, result)
-    if plan.mix is not None or plan.code is not None or not strategy.traits.measured:
+    remakes = plan.mix is not None or plan.code is not None
+    if remakes:
+        result = _remade(plan, network, layer, starts_WTSX[:, :, 0], group, result)
+    if remakes or not strategy.traits.measured:
         tiles = zip(result.targets_WTRX, group.labels_WT, strict=True)
         result.fitness[-1] = torch.stack([evaluate(network, number, found, labels, plan.precision) for found, labels in tiles])
         result = replace(result, evaluations=result.evaluations + int(group.real_WT.sum()) * result.targets_WTRX.shape[2])
@@ -121,28 +118,16 @@ def search_layer(
     return result if strategy.traits.chooses else replace(result, evaluations=0)
 
 
-def _mixed(mix: Mix, network: SearchableNetwork, number: int, own_WTX: Tensor, found: LayerResult) -> LayerResult:
-    """Return what was found with its targets, and the first of the seeds, mixed with the own representations."""
-    targets = [
-        search_form(network, number, mix.target(own_TX, found_TRX).flatten(0, 1)).view_as(found_TRX)
-        for own_TX, found_TRX in zip(own_WTX, found.targets_WTRX, strict=True)
-    ]
-    return _remade(found, torch.stack(targets))
-
-
-def _coded(plan: SearchPlan, code: ClassCode, layer: SearchLayer, group: Group, found: LayerResult) -> LayerResult:
-    """Return what was found with its targets, and the first of the seeds, mixed with the codes of the images' classes."""
-    T, R = found.targets_WTRX.shape[1:3]
-    targets = []
-    for index_T, labels_T, found_TRX in zip(group.index_WT, group.labels_WT, found.targets_WTRX, strict=True):
-        found_BGM = found_TRX.reshape(T * R, 1, *layer.groups)
-        labels_B, keys_B = (values_T.repeat_interleave(R) for values_T in (labels_T, plan.example_keys(index_T)))
-        state = code.init(found_BGM, layer=layer, labels_B=labels_B, keys_B=keys_B)
-        targets.append(state.target_B1GM.reshape(found_TRX.shape))
-    return _remade(found, torch.stack(targets))
-
-
-def _remade(found: LayerResult, targets_WTRX: Tensor) -> LayerResult:
+def _remade(
+    plan: SearchPlan, network: SearchableNetwork, layer: SearchLayer, own_WTX: Tensor, group: Group, found: LayerResult
+) -> LayerResult:
+    """Return what was found with its targets, and the first of the seeds, mixed as the plan says."""
+    targets_WTRX = found.targets_WTRX
+    if plan.mix is not None:
+        targets_WTRX = mixed_targets(plan.mix, network, plan.layers[layer.position], own_WTX, targets_WTRX)
+    if plan.code is not None and layer.kind == "block":
+        keys_WT = torch.stack([plan.example_keys(index_T) for index_T in group.index_WT])
+        targets_WTRX = coded_targets(plan.code, layer, group.labels_WT, keys_WT, targets_WTRX)
     # The layer is frozen at its result, which therefore is the first seed.
     seeds_WTSX = torch.cat([targets_WTRX[:, :, :1], found.seeds_WTSX[:, :, 1:]], dim=2)
     return replace(found, targets_WTRX=targets_WTRX, seeds_WTSX=seeds_WTSX)
