@@ -102,6 +102,19 @@ def test_pairs_are_antithetic_and_the_mean_moves_by_the_step() -> None:
     assert torch.equal(member.best(told).targets_BRGM, own)
 
 
+def test_each_layer_may_have_pairs_of_its_own() -> None:
+    fields = {"generations": [1, 2], "sigma": [0.1] * 2, "step": [0.1] * 2, "blur_passes": [1, 0]}
+    alike, apart = (EvolutionStrategy(pairs=pairs, **fields) for pairs in (4, [4, 9]))
+    assert [alike.evaluations(position) for position in (0, 1)] == [10, 19]
+    assert [apart.evaluations(position) for position in (0, 1)] == [10, 39]
+    assert [apart.footprint(position, (4, 9, 9), classes=3, results=1).candidates for position in (0, 1)] == [9, 19]
+    assert (alike.wider(1.5), apart.wider(1.5)) == ({"pairs": 6}, {"pairs": [6, 14]})
+    for member in (alike, apart):
+        member.check([1, 2], [(4, 9, 9), (4, 5, 5)])
+    with pytest.raises(ConfigError, match=r"search\.strategy\.pairs: 2 values \[4, 9\] for 3 search layers"):
+        EvolutionStrategy(pairs=[4, 9], **{name: [*values, 0] for name, values in fields.items()}).check([0, 1, 2], [(4, 9, 9)] * 3)
+
+
 def test_momentum_adds_the_direction_before() -> None:
     plain, heavy = (EvolutionStrategy(pairs=8, generations=[2], sigma=[0.1], step=[0.1], momentum=m, blur_passes=[1]) for m in (0.0, 0.9))
     own = normalise_groups(normal(1, 1, 4, 81))

@@ -57,6 +57,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "no explorers": {**EVOLUTION, "explorers": 0, "refiners": 7},
     "no generations": {**EVOLUTION, "generations": [0, 1, 0]},
     "pairs": PAIRS,
+    "pairs by layer": {**PAIRS, "pairs": [3, 6, 1]},
     "no momentum": {**PAIRS, "momentum": 0.0},
     "fittest of pairs": {**PAIRS, "target": "best"},
     "steps in units": {**EVOLUTION, "step_size": "absolute"},

@@ -89,8 +89,11 @@ class Scaling:
 
 
 def population_of(table: Any) -> int:
-    """Return the candidates of a generation."""
-    return int(table["population"]) if "population" in table else 2 * int(table["pairs"]) + 1
+    """Return the candidates of a generation; of a strategy that has a number per layer, the largest."""
+    if "population" in table:
+        return int(table["population"])
+    pairs = table["pairs"]
+    return 2 * int(max(pairs) if isinstance(pairs, list) else pairs) + 1
 
 
 def rows_of(base: Base, axis: str, factor: float, result: SettingResult) -> list[dict[str, Any]]:

@@ -165,9 +165,10 @@ class TilePairs:
 
         strategy, state, position = self._strategy, self._state, self._state.layer.position
         moves = number < strategy.generations[position]
-        count = 1 + 2 * strategy.pairs if moves else 1
+        pairs = strategy.pairs_at(position)
+        count = 1 + 2 * pairs if moves else 1
         room, unit = self._evaluation.room(count), state.layer.kind == "block"
-        rows_TI = offsets(state.keys_B, number, strategy.pairs) % self._draws if moves else torch.empty(len(room), 0, dtype=torch.int64)
+        rows_TI = offsets(state.keys_B, number, pairs) % self._draws if moves else torch.empty(len(room), 0, dtype=torch.int64)
         sigma_T = self._length_T * (strategy.sigma[position] * self._step)
         mean_TGM = state.mean_B1GM[:, 0]
         pair_loops.spread_pairs(self._rows_RM, rows_TI.numpy(), mean_TGM.numpy(), sigma_T.numpy(), unit, self._evaluation.last, room)

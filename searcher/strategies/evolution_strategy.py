@@ -28,12 +28,14 @@ from searcher.strategies.random_search import better
 from searcher.strategies.schedules import check_blur, check_lengths, passes_bound
 from searcher.strategies.step_sizes import StepSize, adapted
 
+Pairs = Annotated[int, Field(ge=1)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionStrategy:
     """Hyperparameters of the evolution strategy; lists hold one value per search layer, in the order of `search.layers`.
 
-    pairs: antithetic pairs per generation.
+    pairs: antithetic pairs per generation; one number, or one per search layer: above a late block they cost next to nothing.
     generations: moves of the mean.
     sigma: root mean square of the noise, in that of the representation.
     step: length of a move: root mean square over the representation, in that of the representation.
@@ -48,7 +50,7 @@ class EvolutionStrategy:
     stop_probability: an image stops once its result gives its class a greater probability than this; none: never.
     """
 
-    pairs: Annotated[int, Field(ge=1)] = 16
+    pairs: Pairs | list[Pairs] = 16
     generations: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [4, 4, 4, 1])
     sigma: list[Annotated[float, Field(gt=0, le=100)]] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
     step: list[Annotated[float, Field(gt=0, le=100)]] = field(default_factory=lambda: [0.3, 0.3, 0.3, 0.3])
@@ -67,7 +69,8 @@ class EvolutionStrategy:
 
     def check(self, layers: Sequence[int | str], shapes: Sequence[Shape]) -> None:
         """Raise `ConfigError` unless every schedule has one value per search layer, and the blur fits the layers' maps."""
-        check_lengths({name: getattr(self, name) for name in ("generations", "sigma", "step", "blur_passes")}, layers)
+        schedules = {name: getattr(self, name) for name in ("pairs", "generations", "sigma", "step", "blur_passes")}
+        check_lengths({name: values for name, values in schedules.items() if isinstance(values, list)}, layers)
         if self.noise == "pixel":
             check_blur(self.blur_passes, layers, shapes)
 
@@ -75,12 +78,18 @@ class EvolutionStrategy:
         """Return the number of moves at the `position`-th search layer."""
         return self.generations[position]
 
+    def pairs_at(self, position: int) -> int:
+        """Return the pairs of a generation at the `position`-th search layer."""
+        return self.pairs[position] if isinstance(self.pairs, list) else self.pairs
+
     def evaluations(self, position: int) -> int:
         """Return the mean and its pairs before every move, and the mean after the last."""
-        return self.generations[position] * (1 + 2 * self.pairs) + 1
+        return self.generations[position] * (1 + 2 * self.pairs_at(position)) + 1
 
-    def wider(self, factor: float) -> dict[str, int]:
+    def wider(self, factor: float) -> dict[str, int | list[int]]:
         """Return pairs times `factor`, rounded up."""
+        if isinstance(self.pairs, list):
+            return {"pairs": [math.ceil(pairs * factor) for pairs in self.pairs]}
         return {"pairs": math.ceil(self.pairs * factor)}
 
     def starts(self, position: int) -> int:
@@ -89,8 +98,8 @@ class EvolutionStrategy:
 
     def footprint(self, position: int, shape: Shape, *, classes: int, results: int) -> Footprint:
         """Return what the strategy holds at a layer; see `Footprint`."""
-        shared = table_bytes(shape, self.noise_rows)
-        return Footprint(candidates=1 + 2 * self.pairs, held=4, working=5 * self.pairs + 4, shared=shared)
+        shared, pairs = table_bytes(shape, self.noise_rows), self.pairs_at(position)
+        return Footprint(candidates=1 + 2 * pairs, held=4, working=5 * pairs + 4, shared=shared)
 
     def init(self, start_BSGM: Tensor, *, layer: SearchLayer, labels_B: Tensor, keys_B: Tensor) -> MeanState:
         """Return the state whose mean is the own representation."""
@@ -154,7 +163,7 @@ class EvolutionStrategy:
 
     def directions(self, state: MeanState) -> Tensor:
         """Return the directions (B, I, G, M) of the state's generation; drawing them again costs less than keeping them."""
-        drawn_BI = offsets(state.keys_B, state.generation, self.pairs)
+        drawn_BI = offsets(state.keys_B, state.generation, self.pairs_at(state.layer.position))
         passes = self.blur_passes[state.layer.position]
         kind: NoiseKind = self.noise
         return directions(state.layer, kind, drawn_BI, passes=passes, rows=self.noise_rows)
