@@ -18,6 +18,7 @@ from learner.checkpoints import StoreCheckpoints, load_state, rule_state, state_
 from learner.evaluation import Evaluation, evaluate
 from learner.fit import FitPlan, FitState, fit, optimiser_of
 from learner.initial import created
+from learner.keeping import chooses_epochs
 from learner.memory import check_memory
 from learner.objectives.base import LearningObjective, target_name
 from learner.objectives.classifiers import without_classifiers
@@ -77,7 +78,7 @@ class LearnTask:
     window: Window
     state: Reference | None
     state_path: str
-    evaluates: bool
+    measured_on: tuple[str, ...]
 
     def part(self, split: Split) -> Split:
         """Return the examples of the window."""
@@ -182,9 +183,8 @@ def learn(run: Run, task: LearnTask, context: JobContext) -> Reference:
     ):
         saved = WithSnapshots(_checkpoints(run, task), snapshots)
         state = fit(network, training, validation, plan, saved, context, optimiser, rule_state(kept))
-    evaluations = {"validation": evaluate(network, validation), "test": evaluate(network, test)} if task.evaluates else {}
-    if task.evaluates and data.fitness is not None:
-        evaluations["fitness"] = evaluate(network, data.fitness)
+    parts = {"validation": validation, "test": test, "fitness": data.fitness}
+    evaluations = {name: evaluate(network, part) for name in task.measured_on if (part := parts[name]) is not None}
     attributes = {"kind": "network", **_identity(run, task), **measured(state, evaluations), "snapshots": snapshots.listed()}
     context.check()
     if task.state_path:
@@ -219,7 +219,8 @@ def plan_of(run: Run, task: LearnTask, objective: LearningObjective, optimiser: 
         task.epochs,
         config.learn_seed(),
         task.round,
-        evaluates=task.evaluates,
+        # What chooses among epochs needs validation, also where the network is then measured on other examples.
+        evaluates="validation" in task.measured_on or (bool(task.measured_on) and chooses_epochs(config.learn)),
         relative=config.search.relative,
         rule=make_rule(config),
     )
@@ -345,7 +346,7 @@ def task_of(spec: jobs_pb2.LearnSpec, examples: int) -> LearnTask:
         window=Window(spec.first, spec.count or examples),
         state=Reference(spec.state.path, spec.state.digest) if spec.HasField("state") else None,
         state_path=spec.state_path,
-        evaluates=not spec.unevaluated,
+        measured_on=() if spec.unevaluated else ("fitness",) if spec.fitness_alone else ("validation", "test", "fitness"),
     )
 
 

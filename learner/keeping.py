@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from repsearch.config import LearnConfig
+
 ACCURACY = "validation_accuracy"
+
+
+def chooses_epochs(learn: LearnConfig) -> bool:
+    """Return whether the validation accuracy of epochs decides anything."""
+    return learn.keep == "best" or learn.patience is not None
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:

@@ -98,6 +98,7 @@ def _learn(
             state=as_message(_state_of(work, warm)) if warm is not None and goes_on else None,
             state_path=layout.state_path(plan.round, attempt) if goes_on else "",
             unevaluated=not work.evaluated(plan.round),
+            fitness_alone=plan.fitness_alone,
         )
         return work.request(daemon, "learn", plan.round, attempt, plan=plan, learn=spec)
 
@@ -116,7 +117,8 @@ def _learn(
     seconds = work.stopwatch.stop(start)
     network = written(work, outcome.job)
     attributes = work.store.manifest(network).attributes
-    found = f"test accuracy {attributes['test_accuracy']:.2%} after " if "test_accuracy" in attributes else ""
+    split = next((split for split in ("test", "fitness") if f"{split}_accuracy" in attributes), None)
+    found = f"{split} accuracy {attributes[f'{split}_accuracy']:.2%} after " if split else ""
     work.display.end(f"{found}{len(attributes['epochs'])} epochs in {seconds:.1f} s")
     return LearnRecord(network=network, attributes=attributes, attempt=outcome.attempt, seconds=seconds)
 

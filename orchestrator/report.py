@@ -14,7 +14,7 @@ from repsearch.errors import StoreError
 EVALUATION_METRICS = ("test/accuracy", "test/cross_entropy", "validation/accuracy", "validation/cross_entropy")
 """The metrics of a round whose network was measured (`rounds.evaluate_every`)."""
 FITNESS_METRICS = ("fitness/accuracy", "fitness/cross_entropy")
-"""The metrics that such a round has as well where examples are set apart for fitness (`dataset.fitness`)."""
+"""The metrics that such a round has as well where examples are set apart for fitness (`dataset.fitness`), or that a round has instead."""
 COST_METRICS = (
     "search/evaluations",
     "search/evaluations_per_example",
@@ -41,8 +41,8 @@ class RoundReport:
     """The outcome of one round.
 
     policy, strategy, objective: names of the plug-ins.
-    metrics: `COST_METRICS`, all or none of `EVALUATION_METRICS`, and, per search layer, cross-entropy before and after and the share
-        solved; accuracies and shares are fractions, times are in seconds.
+    metrics: `COST_METRICS`, all or none of `EVALUATION_METRICS` and of `FITNESS_METRICS`, and, per search layer, cross-entropy before and
+        after and the share solved; accuracies and shares are fractions, times are in seconds.
     searched, learned: references ({"path", "digest"}) of the network searched (None without search) and of the one learned.
     shards: references of the committed shards, in order of their examples.
     attempts: how often each piece of work was started, for example {"search": 4, "learn": 1}.
@@ -78,6 +78,11 @@ class RoundReport:
         wrong = [name for name, value in self.metrics.items() if not math.isfinite(value)]
         if missing or unknown or wrong:
             raise StoreError(f"report of round {self.round}: missing {missing}, unknown {unknown}, not finite {wrong}")
+
+    @property
+    def accuracy(self) -> float | None:
+        """What policies go by: accuracy on validation, or on fitness where the round was measured on that alone; None without either."""
+        return self.metrics.get("validation/accuracy", self.metrics.get("fitness/accuracy"))
 
     @property
     def evaluated(self) -> bool:

@@ -11,15 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.report import RoundReport, layers_of, measured, search_metric
+from orchestrator.report import RoundReport, layers_of, search_metric
 
 NOTHING = "-"
 _WIDE = 400
 
 
 def rounds_table(reports: Sequence[RoundReport], baseline: Sequence[RoundReport]) -> Table:
-    """Return one line per round that was measured, and the baseline's last round as the last line."""
-    reports = measured(reports)
+    """Return one line per round that was measured, on test or on fitness alone, and the baseline's last round as the last line."""
+    reports = [report for report in reports if report.accuracy is not None]
     layers = list(dict.fromkeys(layer for report in reports for layer in report.layers()))
     fitness = any("fitness/accuracy" in report.metrics for report in reports)
     table = _table("round", "test accuracy", *(["fitness"] if fitness else []))
@@ -37,8 +37,7 @@ def rounds_table(reports: Sequence[RoundReport], baseline: Sequence[RoundReport]
 
 def _cells(metrics: Mapping[str, float], layers: Sequence[str], *, fitness: bool) -> list[str]:
     return [
-        f"{metrics['test/accuracy']:.2%}",
-        *([f"{metrics['fitness/accuracy']:.2%}" if "fitness/accuracy" in metrics else NOTHING] if fitness else []),
+        *(f"{metrics[name]:.2%}" if name in metrics else NOTHING for name in ("test/accuracy", *(["fitness/accuracy"] if fitness else []))),
         *(_fall(metrics, layer) for layer in layers),
         f"{metrics['search/evaluations']:,.0f}" if metrics["search/evaluations"] else NOTHING,
         *(f"{metrics[f'seconds/{part}']:.1f}" for part in ("search", "learn")),

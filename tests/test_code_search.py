@@ -18,7 +18,7 @@ from orchestrator.policies import RoundPlan, make_policy, reason_of
 from orchestrator.policies.genomes import Genome
 from orchestrator.policies.proposals import Method, Space, distribution_mean, proposed
 from orchestrator.preflight import planned
-from orchestrator.report import FITNESS_METRICS, ROUND_METRICS, RoundReport
+from orchestrator.report import COST_METRICS, EVALUATION_METRICS, FITNESS_METRICS, ROUND_METRICS, RoundReport
 from orchestrator.tables import rounds_table
 from repsearch.config import RunConfig, load_config, parse_config
 from repsearch.errors import ConfigError
@@ -30,7 +30,8 @@ POLICY = {"name": "code_search", "population": 4, "epochs": 2, "warm_epochs": 3,
 
 
 def config_of(*, count: int = 14, learn: dict[str, Any] | None = None, strategy: dict[str, Any] | None = None, **fields: Any) -> RunConfig:
-    rounds = {name: fields.pop(name) for name in ("max_seconds", "schedule", "examples_per_round", "evaluate_every") if name in fields}
+    settings = ("max_seconds", "plateau", "schedule", "examples_per_round", "evaluate_every")
+    rounds = {name: fields.pop(name) for name in settings if name in fields}
     return parse_config(
         {
             "dataset": {"name": "digits", "fitness": fields.pop("dataset_fitness", 50)},
@@ -42,7 +43,8 @@ def config_of(*, count: int = 14, learn: dict[str, Any] | None = None, strategy:
 
 
 def report(plan: RoundPlan, fitness: float) -> RoundReport:
-    metrics = dict.fromkeys((*ROUND_METRICS, *FITNESS_METRICS), 0.0)
+    names = (*(COST_METRICS if plan.fitness_alone else ROUND_METRICS), *FITNESS_METRICS)
+    metrics = dict.fromkeys(names, 0.0)
     metrics |= {"fitness/accuracy": fitness, "fitness/cross_entropy": 1 - fitness, "seconds/round": 10.0}
     return RoundReport(round=plan.round, policy="p", strategy="s", objective="o", metrics=metrics)
 
@@ -204,6 +206,25 @@ def test_a_budget_that_cuts_the_search_leaves_the_last_round() -> None:
     assert reason_of(make_policy(config), reports, config) == "budget: rounds.max_seconds = 65 is spent by 70.0 seconds"
 
 
+def test_validation_and_test_are_for_the_last_round() -> None:
+    plans, reports = run(config_of())
+    assert [plan.fitness_alone for plan in plans] == [True] * 13 + [False]
+    assert [report.evaluated for report in reports] == [False] * 13 + [True]
+    cells = list(rounds_table(reports, []).columns[1].cells)
+    assert cells == ["-"] * 13 + ["0.00%"]
+
+
+def test_a_plateau_is_of_fitness_where_nothing_else_is_measured() -> None:
+    config = config_of(plateau=3)
+    plans, reports = run(config)
+    fitness = [report.metrics["fitness/accuracy"] for report in reports]
+    ends = next(end for end in range(4, 14) if max(fitness[end - 3 : end]) <= max(fitness[: end - 3]))
+    assert len(plans) == ends + 1 and plans[-1].epochs == 9
+    best = max(fitness[:ends])
+    text = f"plateau: rounds.plateau = 3 rounds without a fitness accuracy above the {best:.2%} of round {fitness.index(best)}"
+    assert reason_of(make_policy(config), reports, config) == text
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -293,6 +314,8 @@ def test_codes_are_searched_by_daemons_and_a_killed_search_goes_on(tmp_path: Pat
     store = open_store(tmp_path / "runs/whole")
     reports = [store.read_document(f"rounds/{number:05d}/report.json")["report"] for number in range(6)]
     assert all(0 <= report["metrics"]["fitness/accuracy"] <= 1 for report in reports)
+    assert [sorted(name for name in report["metrics"] if name in EVALUATION_METRICS) for report in reports[:5]] == [[]] * 5
+    assert set(EVALUATION_METRICS) <= set(reports[5]["metrics"])
     assert len({report["searched"]["digest"] for report in reports[1:]}) == 1
     assert reports[0]["changes"] == {} and all(report["changes"]["strategy"]["latent"] for report in reports[1:])
     best = max(reports[1:5], key=lambda report: report["metrics"]["fitness/accuracy"])

@@ -169,6 +169,20 @@ def test_what_is_apart_for_fitness_is_measured(tmp_path: Path) -> None:
     assert len({measured[f"{split}_cross_entropy"] for split in ("fitness", "validation", "test")}) == 3
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_network_is_measured_on_fitness_alone_where_that_is_asked(keep: str, tmp_path: Path) -> None:
+    config = digits_config(dataset={"fitness": 60}, learn={"objective": "cross_entropy", "epochs": 2, "keep": keep})
+    found = []
+    for folder, alone in (("whole", False), ("alone", True)):
+        done = learn(tmp_path / folder, config, learn_spec([], epochs=2, fitness_alone=alone))
+        found.append(ZarrStore(tmp_path / folder / "run").manifest(Reference(done.path, done.digest)).attributes)
+    everything, measured = found
+    assert {name.split("_")[0] for name in measured if name.endswith("_accuracy")} == {"fitness"}
+    assert measured["fitness_cross_entropy"] == everything["fitness_cross_entropy"]
+    # Validation within the rounds is for choosing an epoch.
+    assert all(("validation_accuracy" in epoch) == (keep == "best") for epoch in measured["epochs"])
+
+
 def test_learning_starts_from_the_network_it_is_given(tmp_path: Path) -> None:
     config = digits_config(learn={"objective": {"name": "cross_entropy"}, "optimiser": {"name": "sgd", "lr": 1e-12}})
     first = learn(tmp_path, config, learn_spec([]))

@@ -33,6 +33,7 @@ class RoundPlan:
     warm_round: the round whose learned network learning goes on from; None: initial parameters.
     epochs: passes over the round's examples.
     drawn_as: the round whose random numbers learning draws; None: its own.
+    fitness_alone: the network learned is measured on the examples of `dataset.fitness`, and on no others.
     changes: what the round changes of the section `search`, as a partial table (see `repsearch.config.with_search`).
     stream: this round and all after it are streamed: search and learning of different rounds go on at once, and which network a round
         searches is known when it begins; None: the round has jobs of its own.
@@ -44,6 +45,7 @@ class RoundPlan:
     warm_round: int | None
     epochs: int
     drawn_as: int | None = None
+    fitness_alone: bool = False
     stream: StreamPlan | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
 

@@ -36,7 +36,7 @@ class Budget(Cut):
             for count, report in enumerate(history, start=1):
                 # A round covers its window alone; its seconds are its own.
                 spent += report.metrics[metric] * (report.share if name == "max_evaluations" else 1)
-                if spent >= most and report.evaluated:
+                if spent >= most and report.accuracy is not None:
                     found.append((count, f"budget: rounds.{name} = {most:g} is spent by {text.format(spent)}"))
                     break
         return min(found, default=None, key=lambda end: end[0])

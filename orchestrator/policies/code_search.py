@@ -110,7 +110,7 @@ class CodeSearch:
         if number == config.rounds.count - 1:
             return self._last(history, config)
         if number < self._warm:
-            return RoundPlan(round=0, search=True, searched_round=None, warm_round=None, epochs=self.warm_epochs)
+            return RoundPlan(round=0, search=True, searched_round=None, warm_round=None, epochs=self.warm_epochs, fitness_alone=True)
         warm = 0 if self._warm else None
         strategy = self.code(history, number, config)
         return RoundPlan(
@@ -121,6 +121,8 @@ class CodeSearch:
             epochs=self.epochs,
             changes={"strategy": strategy},
             drawn_as=self._warm,
+            # Validation and test are for the last round: what is chosen by is measured on neither.
+            fitness_alone=True,
         )
 
     def closing(self, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:

@@ -16,8 +16,6 @@ from repsearch.families import STRATEGIES
 if TYPE_CHECKING:
     from orchestrator.report import RoundReport
 
-MEASURE = "validation/accuracy"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Cut):
@@ -44,11 +42,10 @@ class Plateau(Cut):
         ends = plateaus(history, config)
         if len(ends) <= allowed:
             return None
-        best = max(range(ends[allowed]), key=lambda round: history[round].metrics.get(MEASURE, -1.0))
-        value = f"{history[best].metrics[MEASURE]:.2%}"
-        return ends[
-            allowed
-        ], f"plateau: rounds.plateau = {config.rounds.plateau} rounds without a validation accuracy above the {value} of round {best}"
+        reached = [(accuracy, -round) for round, report in enumerate(history[: ends[allowed]]) if (accuracy := report.accuracy) is not None]
+        value, first = max(reached)
+        what = f"a {'validation' if history[-first].evaluated else 'fitness'} accuracy above the {value:.2%} of round {-first}"
+        return ends[allowed], f"plateau: rounds.plateau = {config.rounds.plateau} rounds without {what}"
 
     def next(self, history: Sequence[RoundReport], config: RunConfig) -> RoundPlan | None:
         """Return the inner policy's plan, widened once for each plateau before it."""
@@ -68,11 +65,11 @@ def plateaus(history: Sequence[RoundReport], config: RunConfig) -> list[int]:
     """Return after how many rounds each plateau ended: rounds in a row without a better validation accuracy, counted anew after each."""
     best, since, ends = -math.inf, 0, list[int]()
     for rounds, report in enumerate(history, start=1):
-        if not report.evaluated:
+        if (accuracy := report.accuracy) is None:
             continue
         since += 1
-        if report.metrics[MEASURE] > best:
-            best, since = report.metrics[MEASURE], 0
+        if accuracy > best:
+            best, since = accuracy, 0
         elif since == config.rounds.plateau:
             ends.append(rounds)
             since = 0

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brepsearch/rpc/v1/jobs.proto\x12\x10repsearch.rpc.v1\"\x10\n\x0eGetInfoRequest\"\xcd\x02\n\x04Info\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x17\n\x0fpackage_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x12\n\nstore_root\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x17\n\x0funfinished_jobs\x18\n \x03(\t\x12\x38\n\tlibraries\x18\x0b \x03(\x0b\x32%.repsearch.rpc.v1.Info.LibrariesEntry\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc3\x03\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x10\n\x08run_path\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12,\n\x05\x63heck\x18\n \x01(\x0b\x32\x1b.repsearch.rpc.v1.CheckSpecH\x00\x12\x36\n\ninitialise\x18\x0b \x01(\x0b\x32 .repsearch.rpc.v1.InitialiseSpecH\x00\x12.\n\x06search\x18\x0c \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\r \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x12;\n\rstream_search\x18\x0e \x01(\x0b\x32\".repsearch.rpc.v1.StreamSearchSpecH\x00\x12\x39\n\x0cstream_learn\x18\x0f \x01(\x0b\x32!.repsearch.rpc.v1.StreamLearnSpecH\x00\x42\x06\n\x04spec\"\x0b\n\tCheckSpec\"%\n\x0eInitialiseSpec\x12\x13\n\x0boutput_path\x18\x01 \x01(\t\")\n\tReference\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdb\x01\n\nSearchSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x07network\x18\x06 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0f\n\x07trained\x18\x07 \x01(\x08\x12\x13\n\x0boutput_path\x18\x08 \x01(\t\x12,\n\x07\x61rchive\x18\t \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\"\xe9\x02\n\tLearnSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12+\n\x06shards\x18\x03 \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x34\n\x0finitial_network\x18\x04 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x13\n\x0boutput_path\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\x06 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x18\n\x10searched_network\x18\t \x01(\t\x12\r\n\x05\x66irst\x18\n \x01(\x04\x12\r\n\x05\x63ount\x18\x0b \x01(\x04\x12*\n\x05state\x18\x0c \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x12\n\nstate_path\x18\r \x01(\t\x12\x13\n\x0bunevaluated\x18\x0e \x01(\x08\"\x12\n\x10StreamSearchSpec\"=\n\x0fStreamLearnSpec\x12*\n\x05state\x18\x01 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\"c\n\x0bPushRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12$\n\x04item\x18\x04 \x01(\x0b\x32\x16.repsearch.rpc.v1.Item\"\x92\x01\n\x04Item\x12.\n\x06search\x18\x01 \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\x02 \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x12$\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x15.repsearch.rpc.v1.EndH\x00\x42\x06\n\x04kind\"\x05\n\x03\x45nd\"\xed\x02\n\x08ItemDone\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0e\n\x06waited\x18\x04 \x01(\x01\x12\x0e\n\x06inside\x18\x05 \x01(\x01\x12\x0c\n\x04read\x18\x06 \x01(\x01\x12\x0c\n\x04work\x18\x07 \x01(\x01\x12\r\n\x05write\x18\x08 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\t \x01(\x04\x12\x38\n\x07\x66igures\x18\n \x03(\x0b\x32\'.repsearch.rpc.v1.ItemDone.FiguresEntry\x12,\n\x06layers\x18\x0b \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x1c\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\";\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"\xbd\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.repsearch.rpc.v1.Progress\x12*\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x08 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12\x15\n\rlast_sequence\x18\n \x01(\x04\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\"\x83\x01\n\x08Progress\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\x06search\x18\x06 \x01(\x0b\x32\x1d.repsearch.rpc.v1.SearchState\"\x97\x01\n\x0bSearchState\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\r\n\x05\x61head\x18\x03 \x01(\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\r\x12\x13\n\x0bgenerations\x18\x06 \x01(\r\"A\n\nLayerState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcross_entropy\x18\x02 \x03(\x01\x12\x0e\n\x06solved\x18\x03 \x01(\x01\"1\n\x05Point\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05value\x18\x03 \x01(\x01\"1\n\x06Points\x12\'\n\x06points\x18\x01 \x03(\x0b\x32\x17.repsearch.rpc.v1.Point\"\xfe\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12*\n\x06points\x18\x0b \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12&\n\x05state\x18\x0c \x01(\x0b\x32\x15.repsearch.rpc.v1.JobH\x00\x12/\n\theartbeat\x18\r \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x12/\n\titem_done\x18\x0e \x01(\x0b\x32\x1a.repsearch.rpc.v1.ItemDoneH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0b*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\x8f\x03\n\x08Searcher\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job\x12<\n\x04Push\x12\x1d.repsearch.rpc.v1.PushRequest\x1a\x15.repsearch.rpc.v1.Job2\x8e\x03\n\x07Learner\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job\x12<\n\x04Push\x12\x1d.repsearch.rpc.v1.PushRequest\x1a\x15.repsearch.rpc.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brepsearch/rpc/v1/jobs.proto\x12\x10repsearch.rpc.v1\"\x10\n\x0eGetInfoRequest\"\xcd\x02\n\x04Info\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x17\n\x0fpackage_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x12\n\nstore_root\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x17\n\x0funfinished_jobs\x18\n \x03(\t\x12\x38\n\tlibraries\x18\x0b \x03(\x0b\x32%.repsearch.rpc.v1.Info.LibrariesEntry\x12\x0b\n\x03pid\x18\x0c \x01(\r\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc3\x03\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x10\n\x08run_path\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12,\n\x05\x63heck\x18\n \x01(\x0b\x32\x1b.repsearch.rpc.v1.CheckSpecH\x00\x12\x36\n\ninitialise\x18\x0b \x01(\x0b\x32 .repsearch.rpc.v1.InitialiseSpecH\x00\x12.\n\x06search\x18\x0c \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\r \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x12;\n\rstream_search\x18\x0e \x01(\x0b\x32\".repsearch.rpc.v1.StreamSearchSpecH\x00\x12\x39\n\x0cstream_learn\x18\x0f \x01(\x0b\x32!.repsearch.rpc.v1.StreamLearnSpecH\x00\x42\x06\n\x04spec\"\x0b\n\tCheckSpec\"%\n\x0eInitialiseSpec\x12\x13\n\x0boutput_path\x18\x01 \x01(\t\")\n\tReference\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdb\x01\n\nSearchSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x04\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x07network\x18\x06 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0f\n\x07trained\x18\x07 \x01(\x08\x12\x13\n\x0boutput_path\x18\x08 \x01(\t\x12,\n\x07\x61rchive\x18\t \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\"\x80\x03\n\tLearnSpec\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12+\n\x06shards\x18\x03 \x03(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x34\n\x0finitial_network\x18\x04 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x13\n\x0boutput_path\x18\x05 \x01(\t\x12\x17\n\x0f\x63heckpoint_path\x18\x06 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x07 \x01(\r\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\x12\x18\n\x10searched_network\x18\t \x01(\t\x12\r\n\x05\x66irst\x18\n \x01(\x04\x12\r\n\x05\x63ount\x18\x0b \x01(\x04\x12*\n\x05state\x18\x0c \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x12\n\nstate_path\x18\r \x01(\t\x12\x13\n\x0bunevaluated\x18\x0e \x01(\x08\x12\x15\n\rfitness_alone\x18\x0f \x01(\x08\"\x12\n\x10StreamSearchSpec\"=\n\x0fStreamLearnSpec\x12*\n\x05state\x18\x01 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\"c\n\x0bPushRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12$\n\x04item\x18\x04 \x01(\x0b\x32\x16.repsearch.rpc.v1.Item\"\x92\x01\n\x04Item\x12.\n\x06search\x18\x01 \x01(\x0b\x32\x1c.repsearch.rpc.v1.SearchSpecH\x00\x12,\n\x05learn\x18\x02 \x01(\x0b\x32\x1b.repsearch.rpc.v1.LearnSpecH\x00\x12$\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x15.repsearch.rpc.v1.EndH\x00\x42\x06\n\x04kind\"\x05\n\x03\x45nd\"\xed\x02\n\x08ItemDone\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x0e\n\x06waited\x18\x04 \x01(\x01\x12\x0e\n\x06inside\x18\x05 \x01(\x01\x12\x0c\n\x04read\x18\x06 \x01(\x01\x12\x0c\n\x04work\x18\x07 \x01(\x01\x12\r\n\x05write\x18\x08 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\t \x01(\x04\x12\x38\n\x07\x66igures\x18\n \x03(\x0b\x32\'.repsearch.rpc.v1.ItemDone.FiguresEntry\x12,\n\x06layers\x18\x0b \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\"\x1c\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"-\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\";\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"\xbd\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.repsearch.rpc.v1.JobState\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.repsearch.rpc.v1.Progress\x12*\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x19.repsearch.rpc.v1.Failure\x12+\n\x06result\x18\x08 \x01(\x0b\x32\x1b.repsearch.rpc.v1.Reference\x12\x16\n\x0e\x64\x61taset_digest\x18\t \x01(\t\x12\x15\n\rlast_sequence\x18\n \x01(\x04\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\"\x83\x01\n\x08Progress\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\x06search\x18\x06 \x01(\x0b\x32\x1d.repsearch.rpc.v1.SearchState\"\x97\x01\n\x0bSearchState\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.repsearch.rpc.v1.LayerState\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x04\x12\r\n\x05\x61head\x18\x03 \x01(\x01\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\r\x12\x13\n\x0bgenerations\x18\x06 \x01(\r\"A\n\nLayerState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rcross_entropy\x18\x02 \x03(\x01\x12\x0e\n\x06solved\x18\x03 \x01(\x01\"1\n\x05Point\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05value\x18\x03 \x01(\x01\"1\n\x06Points\x12\'\n\x06points\x18\x01 \x03(\x0b\x32\x17.repsearch.rpc.v1.Point\"\xfe\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07time_ms\x18\x03 \x01(\x03\x12*\n\x06points\x18\x0b \x01(\x0b\x32\x18.repsearch.rpc.v1.PointsH\x00\x12&\n\x05state\x18\x0c \x01(\x0b\x32\x15.repsearch.rpc.v1.JobH\x00\x12/\n\theartbeat\x18\r \x01(\x0b\x32\x1a.repsearch.rpc.v1.ProgressH\x00\x12/\n\titem_done\x18\x0e \x01(\x0b\x32\x1a.repsearch.rpc.v1.ItemDoneH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0b*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\x8f\x03\n\x08Searcher\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job\x12<\n\x04Push\x12\x1d.repsearch.rpc.v1.PushRequest\x1a\x15.repsearch.rpc.v1.Job2\x8e\x03\n\x07Learner\x12\x43\n\x07GetInfo\x12 .repsearch.rpc.v1.GetInfoRequest\x1a\x16.repsearch.rpc.v1.Info\x12>\n\x05Start\x12\x1e.repsearch.rpc.v1.StartRequest\x1a\x15.repsearch.rpc.v1.Job\x12\x42\n\x05Watch\x12\x1e.repsearch.rpc.v1.WatchRequest\x1a\x17.repsearch.rpc.v1.Event0\x01\x12:\n\x03Get\x12\x1c.repsearch.rpc.v1.GetRequest\x1a\x15.repsearch.rpc.v1.Job\x12@\n\x06\x43\x61ncel\x12\x1f.repsearch.rpc.v1.CancelRequest\x1a\x15.repsearch.rpc.v1.Job\x12<\n\x04Push\x12\x1d.repsearch.rpc.v1.PushRequest\x1a\x15.repsearch.rpc.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFO_LIBRARIESENTRY']._serialized_options = b'8\001'
   _globals['_ITEMDONE_FIGURESENTRY']._loaded_options = None
   _globals['_ITEMDONE_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=3474
-  _globals['_JOBSTATE']._serialized_end=3628
+  _globals['_JOBSTATE']._serialized_start=3497
+  _globals['_JOBSTATE']._serialized_end=3651
   _globals['_GETINFOREQUEST']._serialized_start=49
   _globals['_GETINFOREQUEST']._serialized_end=65
   _globals['_INFO']._serialized_start=68
@@ -54,45 +54,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHSPEC']._serialized_start=953
   _globals['_SEARCHSPEC']._serialized_end=1172
   _globals['_LEARNSPEC']._serialized_start=1175
-  _globals['_LEARNSPEC']._serialized_end=1536
-  _globals['_STREAMSEARCHSPEC']._serialized_start=1538
-  _globals['_STREAMSEARCHSPEC']._serialized_end=1556
-  _globals['_STREAMLEARNSPEC']._serialized_start=1558
-  _globals['_STREAMLEARNSPEC']._serialized_end=1619
-  _globals['_PUSHREQUEST']._serialized_start=1621
-  _globals['_PUSHREQUEST']._serialized_end=1720
-  _globals['_ITEM']._serialized_start=1723
-  _globals['_ITEM']._serialized_end=1869
-  _globals['_END']._serialized_start=1871
-  _globals['_END']._serialized_end=1876
-  _globals['_ITEMDONE']._serialized_start=1879
-  _globals['_ITEMDONE']._serialized_end=2244
-  _globals['_ITEMDONE_FIGURESENTRY']._serialized_start=2198
-  _globals['_ITEMDONE_FIGURESENTRY']._serialized_end=2244
-  _globals['_WATCHREQUEST']._serialized_start=2246
-  _globals['_WATCHREQUEST']._serialized_end=2299
-  _globals['_GETREQUEST']._serialized_start=2301
-  _globals['_GETREQUEST']._serialized_end=2329
-  _globals['_CANCELREQUEST']._serialized_start=2331
-  _globals['_CANCELREQUEST']._serialized_end=2376
-  _globals['_FAILURE']._serialized_start=2378
-  _globals['_FAILURE']._serialized_end=2437
-  _globals['_JOB']._serialized_start=2440
-  _globals['_JOB']._serialized_end=2757
-  _globals['_PROGRESS']._serialized_start=2760
-  _globals['_PROGRESS']._serialized_end=2891
-  _globals['_SEARCHSTATE']._serialized_start=2894
-  _globals['_SEARCHSTATE']._serialized_end=3045
-  _globals['_LAYERSTATE']._serialized_start=3047
-  _globals['_LAYERSTATE']._serialized_end=3112
-  _globals['_POINT']._serialized_start=3114
-  _globals['_POINT']._serialized_end=3163
-  _globals['_POINTS']._serialized_start=3165
-  _globals['_POINTS']._serialized_end=3214
-  _globals['_EVENT']._serialized_start=3217
-  _globals['_EVENT']._serialized_end=3471
-  _globals['_SEARCHER']._serialized_start=3631
-  _globals['_SEARCHER']._serialized_end=4030
-  _globals['_LEARNER']._serialized_start=4033
-  _globals['_LEARNER']._serialized_end=4431
+  _globals['_LEARNSPEC']._serialized_end=1559
+  _globals['_STREAMSEARCHSPEC']._serialized_start=1561
+  _globals['_STREAMSEARCHSPEC']._serialized_end=1579
+  _globals['_STREAMLEARNSPEC']._serialized_start=1581
+  _globals['_STREAMLEARNSPEC']._serialized_end=1642
+  _globals['_PUSHREQUEST']._serialized_start=1644
+  _globals['_PUSHREQUEST']._serialized_end=1743
+  _globals['_ITEM']._serialized_start=1746
+  _globals['_ITEM']._serialized_end=1892
+  _globals['_END']._serialized_start=1894
+  _globals['_END']._serialized_end=1899
+  _globals['_ITEMDONE']._serialized_start=1902
+  _globals['_ITEMDONE']._serialized_end=2267
+  _globals['_ITEMDONE_FIGURESENTRY']._serialized_start=2221
+  _globals['_ITEMDONE_FIGURESENTRY']._serialized_end=2267
+  _globals['_WATCHREQUEST']._serialized_start=2269
+  _globals['_WATCHREQUEST']._serialized_end=2322
+  _globals['_GETREQUEST']._serialized_start=2324
+  _globals['_GETREQUEST']._serialized_end=2352
+  _globals['_CANCELREQUEST']._serialized_start=2354
+  _globals['_CANCELREQUEST']._serialized_end=2399
+  _globals['_FAILURE']._serialized_start=2401
+  _globals['_FAILURE']._serialized_end=2460
+  _globals['_JOB']._serialized_start=2463
+  _globals['_JOB']._serialized_end=2780
+  _globals['_PROGRESS']._serialized_start=2783
+  _globals['_PROGRESS']._serialized_end=2914
+  _globals['_SEARCHSTATE']._serialized_start=2917
+  _globals['_SEARCHSTATE']._serialized_end=3068
+  _globals['_LAYERSTATE']._serialized_start=3070
+  _globals['_LAYERSTATE']._serialized_end=3135
+  _globals['_POINT']._serialized_start=3137
+  _globals['_POINT']._serialized_end=3186
+  _globals['_POINTS']._serialized_start=3188
+  _globals['_POINTS']._serialized_end=3237
+  _globals['_EVENT']._serialized_start=3240
+  _globals['_EVENT']._serialized_end=3494
+  _globals['_SEARCHER']._serialized_start=3654
+  _globals['_SEARCHER']._serialized_end=4053
+  _globals['_LEARNER']._serialized_start=4056
+  _globals['_LEARNER']._serialized_end=4454
 # @@protoc_insertion_point(module_scope)

@@ -130,7 +130,7 @@ class SearchSpec(_message.Message):
     def __init__(self, round: _Optional[int] = ..., shard: _Optional[int] = ..., attempt: _Optional[int] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., network: _Optional[_Union[Reference, _Mapping]] = ..., trained: _Optional[bool] = ..., output_path: _Optional[str] = ..., archive: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ...) -> None: ...
 
 class LearnSpec(_message.Message):
-    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network", "first", "count", "state", "state_path", "unevaluated")
+    __slots__ = ("round", "attempt", "shards", "initial_network", "output_path", "checkpoint_path", "epochs", "digest", "searched_network", "first", "count", "state", "state_path", "unevaluated", "fitness_alone")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class LearnSpec(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     STATE_PATH_FIELD_NUMBER: _ClassVar[int]
     UNEVALUATED_FIELD_NUMBER: _ClassVar[int]
+    FITNESS_ALONE_FIELD_NUMBER: _ClassVar[int]
     round: int
     attempt: int
     shards: _containers.RepeatedCompositeFieldContainer[Reference]
@@ -159,7 +160,8 @@ class LearnSpec(_message.Message):
     state: Reference
     state_path: str
     unevaluated: bool
-    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., state: _Optional[_Union[Reference, _Mapping]] = ..., state_path: _Optional[str] = ..., unevaluated: _Optional[bool] = ...) -> None: ...
+    fitness_alone: bool
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Reference, _Mapping]]] = ..., initial_network: _Optional[_Union[Reference, _Mapping]] = ..., output_path: _Optional[str] = ..., checkpoint_path: _Optional[str] = ..., epochs: _Optional[int] = ..., digest: _Optional[str] = ..., searched_network: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., state: _Optional[_Union[Reference, _Mapping]] = ..., state_path: _Optional[str] = ..., unevaluated: _Optional[bool] = ..., fitness_alone: _Optional[bool] = ...) -> None: ...
 
 class StreamSearchSpec(_message.Message):
     __slots__ = ()
