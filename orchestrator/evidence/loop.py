@@ -37,8 +37,8 @@ def loop_rows(scale: Scale, images: int) -> list[Row]:
         streamed_code(scale, images),
         _streamed("class code, last block", last, _code(last), scale, images),
         _alternating(streamed_strategy(scale, images)),
-        # Block 2 is small, and the head alone is above it: there candidates say more and cost less.
-        _alternating(_streamed("evolution strategy, 8 and 32 pairs", both, _strategy(both, [8, 32]), scale, images)),
+        _streamed_by_block(scale, images),
+        alternating_strategy(scale, images),
         _alternating(streamed_code(scale, images)),
         _streamed("gradient", both, _gradient(both, blurred=False), scale, images),
         _streamed("gradient, blurred", both, _gradient(both, blurred=True), scale, images),
@@ -48,6 +48,18 @@ def loop_rows(scale: Scale, images: int) -> list[Row]:
 def streamed_strategy(scale: Scale, images: int) -> Row:
     """Return the row that searches blocks 1 and 2 of every window with an evolution strategy."""
     return _streamed("evolution strategy", (1, 2), _strategy((1, 2), 16), scale, images)
+
+
+def _streamed_by_block(scale: Scale, images: int) -> Row:
+    # Block 2 is small, and the head alone is above it: there candidates say more and cost less.
+    both = (1, 2)
+    row = _streamed("evolution strategy, 8 and 32 pairs", both, _strategy(both, [8, 32]), scale, images)
+    return replace(row, method=_alternating(row).name)
+
+
+def alternating_strategy(scale: Scale, images: int) -> Row:
+    """Return the row that searches on a network that is never stale, with more candidates where they cost less."""
+    return replace(_alternating(_streamed_by_block(scale, images)), method="")
 
 
 def candidate_rows(scale: Scale, images: int) -> list[Row]:
