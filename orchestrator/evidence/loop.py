@@ -41,7 +41,7 @@ def loop_rows(scale: Scale, images: int) -> list[Row]:
         alternating_strategy(scale, images),
         _alternating(streamed_code(scale, images)),
         _streamed("gradient", both, _gradient(both, blurred=False), scale, images),
-        _streamed("gradient, blurred", both, _gradient(both, blurred=True), scale, images),
+        streamed_gradient(scale, images),
     ]
 
 
@@ -76,13 +76,17 @@ def candidate_rows(scale: Scale, images: int) -> list[Row]:
         )
         for pairs in (2, 8, 16, 64)
     ]
-    limit = _streamed("gradient, blurred", (1, 2), _gradient((1, 2), blurred=True), scale, images)
-    return [*searched, replace(limit, group="candidates")]
+    return [*searched, replace(streamed_gradient(scale, images), group="candidates")]
 
 
 def streamed_code(scale: Scale, images: int) -> Row:
     """Return its control, which goes towards a random code per class in the same way."""
     return _streamed("class code", (1, 2), _code((1, 2)), scale, images)
+
+
+def streamed_gradient(scale: Scale, images: int) -> Row:
+    """Return what a search of smooth steps estimates: the exact gradient, blurred."""
+    return _streamed("gradient, blurred", (1, 2), _gradient((1, 2), blurred=True), scale, images)
 
 
 def _alternating(row: Row) -> Row:

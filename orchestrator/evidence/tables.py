@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.evidence.loop import alternating_strategy, candidate_rows, loop_rows, streamed_code, streamed_strategy
+from orchestrator.evidence.loop import alternating_strategy, candidate_rows, loop_rows, streamed_code, streamed_gradient, streamed_strategy
 from orchestrator.evidence.rows import (
     BASELINE,
     BLURRED_GRADIENT,
@@ -78,7 +78,8 @@ NOISES = (0.0, 0.2, 0.4)
 
 
 def _noisy(scale: Scale, images: int) -> list[Row]:
-    streamed = (streamed_strategy(scale, images), alternating_strategy(scale, images), streamed_code(scale, images))
+    made = (streamed_strategy, alternating_strategy, streamed_code, streamed_gradient)
+    streamed = [row(scale, images) for row in made]
     methods = (BASELINE, LABEL_SMOOTHING, GENERALISED, EARLY_STOPPING, CLASS_CODE, EVOLUTION, EVOLUTION_STRATEGY, *streamed)
     return [row.within(f"{noise:.0%} wrong", {"dataset.label_noise": noise}) for noise in NOISES for row in methods]
 
