@@ -58,6 +58,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             means = [statistics.mean(values) for values in zip(*curves, strict=True)]
             axes.plot(range(1, len(means) + 1), means, label=name, color=COLOURS[place], marker=MARKERS[place])
         axes.set_title(title, fontsize="medium")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("generation")
     panels[0][0].set_ylabel("fitness")
     panels[0][1].legend(frameon=False)

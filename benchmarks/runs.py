@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -139,15 +140,26 @@ def free_name(root: Path, stem: str) -> str:
     return f"{stem}-{number}"
 
 
+PLACES = ("--data", "--root", "--json")
+"""Options that say where files lie, which is left to whoever runs a command again."""
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Return the command line that `arguments`, the program first, make anywhere: without places on this machine."""
+    program = Path(arguments[0]).resolve()
+    inside = program.relative_to(ROOT) if program.is_relative_to(ROOT) else Path(program.name)
+    words = list(arguments[1:])
+    kept = [word for place, word in enumerate(words) if word not in PLACES and (place == 0 or words[place - 1] not in PLACES)]
+    return shlex.join(["python", str(inside), *(word for word in kept if not word.startswith(tuple(f"{name}=" for name in PLACES)))])
+
+
 def write_json(path: Path | None, rows: Sequence[Any]) -> None:
     """Write rows, command, commit and machine to `path`, if one is given."""
     if path is None:
         return
     machine = {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count(), "python": platform.python_version()}
-    program = Path(sys.argv[0]).resolve()
-    inside = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program
     document = {
-        "command": " ".join(["python", str(inside), *sys.argv[1:]]),
+        "command": command(sys.argv),
         "commit": commit(),
         "machine": machine,
         "rows": [row if isinstance(row, dict) else asdict(row) for row in rows],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.code_search_page import draw, page
+from benchmarks.runs import ROOT, command
 
 
 def row(name: str, seed: int, accuracy: float, *best: float) -> dict[str, Any]:
@@ -28,3 +29,21 @@ def test_differences_are_of_the_same_seeds() -> None:
 def test_only_rows_with_candidates_have_curves(tmp_path: Path) -> None:
     draw(ROWS, tmp_path / "codes.png")
     assert (tmp_path / "codes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_command_names_no_place_on_a_machine() -> None:
+    given = [
+        "--seeds",
+        "3",
+        "--data",
+        "/home/me/data",
+        "--root=/home/me/runs",
+        "--row",
+        "one code",
+        "--json",
+        "/home/me/x.json",
+        "--set",
+        "a.b=1",
+    ]
+    assert command([str(ROOT / "benchmarks/mnist.py"), *given]) == "python benchmarks/mnist.py --seeds 3 --row 'one code' --set a.b=1"
+    assert command(["/home/me/bench.py"]) == "python bench.py"
