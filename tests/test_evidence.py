@@ -348,12 +348,13 @@ def test_a_small_table_on_mnist(real_data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "table1.md").exists()
 
 
-def test_a_picture_has_a_panel_per_group_and_leaves_out_rows_with_an_axis() -> None:
+def test_a_picture_has_a_panel_per_group_and_leaves_out_rows_with_an_axis_or_alone() -> None:
     rows: list[dict[str, Any]] = [
-        {"group": group, "x": x, "name": name} for group, x, name in (("a", "", 1), ("a", "", 2), ("b", "", 3), ("c", "evaluations", 4))
+        {"group": group, "x": x, "name": name}
+        for group, x, name in (("a", "", 1), ("a", "", 2), ("b", "", 3), ("b", "", 4), ("c", "evaluations", 5), ("d", "", 6))
     ]
     panels = panels_of("MNIST", rows)
-    assert [(heading, [row["name"] for row in members]) for heading, members in panels] == [("MNIST\na", [1, 2]), ("MNIST\nb", [3])]
+    assert [(heading, [row["name"] for row in members]) for heading, members in panels] == [("MNIST\na", [1, 2]), ("MNIST\nb", [3, 4])]
 
 
 def test_a_picture_leaves_rows_out_only_where_they_are_few() -> None:

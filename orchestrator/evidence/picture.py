@@ -12,9 +12,10 @@ Panel = tuple[str, list[Record]]
 
 
 def panels_of(heading: str, rows: Sequence[Record]) -> list[Panel]:
-    """Return a panel per group of `rows`; those with an axis of their own are left to its plot."""
-    found = groupby((row for row in rows if not row["x"]), key=lambda row: row["group"])
-    return [(f"{heading}\n{group}" if group else heading, list(members)) for group, members in found]
+    """Return a panel per group of `rows`; those with an axis of their own are left to its plot, and one alone compares nothing."""
+    groups = groupby((row for row in rows if not row["x"]), key=lambda row: row["group"])
+    found = [(group, list(members)) for group, members in groups]
+    return [(f"{heading}\n{group}" if group else heading, members) for group, members in found if len(members) > 1]
 
 
 def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
