@@ -253,7 +253,7 @@ def test_feedback_of_signs_is_closer_to_the_gradient() -> None:
 
 def test_feedback_alignment_aligns_the_weights() -> None:
     """The angle between its estimate and the gradient shrinks as it learns, which is why it works."""
-    before, after = torch.tensor([aligned([20, 16, 4], "random", seed, turns=200) for seed in range(8)]).unbind(1)
+    before, after = torch.tensor([aligned([20, 16, 4], "random", seed, turns=400) for seed in range(8)]).unbind(1)
     mean, error = mean_and_error(before)
     assert abs(mean) < 4 * error
     mean, error = mean_and_error(after)
