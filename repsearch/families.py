@@ -109,6 +109,8 @@ def describe(error: ValidationError, *, at: str, known: Callable[[tuple[int | st
         message = _message(fault, known)
         # A value that fits no member of a union has a fault for each; to the reader they are one.
         lines[where] = f"{lines[where]}, or {message}" if where in lines else message
+    # Where a fault lies within a value, the member of the union that goes so far is the one that was meant.
+    lines = {where: message for where, message in lines.items() if not any(other.startswith(f"{where}.") for other in lines)}
     return "\n".join(f"{where}: {message}" if where else message for where, message in lines.items())
 
 
@@ -118,11 +120,11 @@ _UNION_MEMBER = re.compile(r"\W|^(int|float|str|bool|none)$")
 
 
 def _location(fault: ErrorDetails) -> tuple[int | str, ...]:
-    # pydantic ends the location of a fault inside a union with the member it tried, such as `int` or `literal['logits']`.
+    # pydantic puts the member of a union that it tried into the location of a fault, such as `int`, `list[int]` or `literal['logits']`.
     location = fault["loc"]
-    if fault["type"] not in _UNKNOWN and len(location) > 1 and _UNION_MEMBER.search(str(location[-1])):
-        return location[:-1]
-    return location
+    if fault["type"] in _UNKNOWN:
+        return location
+    return location[:1] + tuple(part for part in location[1:] if isinstance(part, int) or not _UNION_MEMBER.search(part))
 
 
 def _message(fault: ErrorDetails, known: Callable[[tuple[int | str, ...]], list[str]]) -> str:

@@ -115,6 +115,19 @@ def test_each_layer_may_have_pairs_of_its_own() -> None:
         EvolutionStrategy(pairs=[4, 9], **{name: [*values, 0] for name, values in fields.items()}).check([0, 1, 2], [(4, 9, 9)] * 3)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([8, 0], r"s\.pairs\.1: should be greater than or equal to 1 \(given: 0\)"),
+        ([8, 2.5], r"s\.pairs\.1: should be a valid integer \(given: 2\.5\)"),
+        ("x", r"s\.pairs: should be a valid integer \(given: 'x'\), or should be a valid array \(given: 'x'\)"),
+    ],
+)
+def test_pairs_that_are_none_are_named_once(pairs: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        STRATEGIES.build({"name": "evolution_strategy", "pairs": pairs}, at="s")
+
+
 def test_momentum_adds_the_direction_before() -> None:
     plain, heavy = (EvolutionStrategy(pairs=8, generations=[2], sigma=[0.1], step=[0.1], momentum=m, blur_passes=[1]) for m in (0.0, 0.9))
     own = normalise_groups(normal(1, 1, 4, 81))
