@@ -62,8 +62,8 @@ def _section(path: Path) -> list[str]:
             lines.append(f"| **{group}** | | | | | | |")
         lines += [_line(row, found[0]) for row in found]
     parts.append("\n".join(lines))
-    if any(row["x"] for row in rows):
-        plot(path.with_suffix(".png"), heading, [row for row in rows if row["x"]])
+    if len(varied := [row for row in rows if row["x"]]) > 1:
+        plot(path.with_suffix(".png"), heading, varied)
         parts.append(f"![test accuracy against evaluations]({path.with_suffix('.png').name})")
     parts.append("\n".join(f"- {line}" for line in _made(rows)))
     return parts
