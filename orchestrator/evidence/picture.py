@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 
 from orchestrator.evidence.results import Record
 
 Panel = tuple[str, list[Record]]
+HEADING = 32
+"""Letters of a heading that fit above a panel."""
 
 
 def panels_of(heading: str, rows: Sequence[Record]) -> list[Panel]:
@@ -31,7 +34,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
             place.set_axis_off()
             continue
         heading, rows = panels[number]
-        place.set_title(heading, fontsize="medium")
+        place.set_title("\n".join(part for line in heading.splitlines() for part in wrap(line, HEADING)), fontsize="medium")
         place.axvline(100 * rows[0]["mean"], color="grey", linewidth=1, linestyle=":")
         floor = _floor(rows)
         for height, row in enumerate(reversed(rows)):
