@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,36 @@ class Results:
         rows = sorted([*rows, record], key=lambda known: places[known["row"]])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, (json.dumps({**self.head, "rows": rows}, indent=1) + "\n").encode())
+
+
+MADE = ("seeds", "jobs", "command", "commit", "hardware", "date")
+"""Fields of a record that say what made it."""
+
+
+def joined(known: Record, record: Record) -> Record:
+    """Return `known` with the seeds of `record` after its own; `before` says what made the seeds that were there.
+
+    Seconds are those of the runs made last, so that they are of one machine, the one that the record names.
+    """
+    test = [*known["test"], *record["test"]]
+    evaluations = (known["seeds"] * known["evaluations"] + record["seeds"] * record["evaluations"]) / len(test)
+    return {
+        **record,
+        **{name: known[name] for name in ("validation", "trials")},
+        **over_seeds(test),
+        "evaluations": evaluations,
+        "before": [*known.get("before", []), {name: known[name] for name in MADE}],
+    }
+
+
+def over_seeds(test: Sequence[float]) -> Record:
+    """Return the fields of a record that test accuracies, 0..1, of seeds from 0 on make; the spread is the sample standard deviation."""
+    return {
+        "seeds": len(test),
+        "test": list(test),
+        "mean": statistics.mean(test),
+        "std": statistics.stdev(test) if len(test) > 1 else 0.0,
+    }
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.evidence.given import given
-from orchestrator.evidence.results import Record, Results, commit, hardware
+from orchestrator.evidence.results import Record, Results, commit, hardware, joined, over_seeds
 from orchestrator.evidence.rows import Row
 from orchestrator.evidence.scales import Scale, find_scale
 from orchestrator.evidence.tables import EvidenceTable, find_table
@@ -229,35 +229,6 @@ def make_row(plan: Plan, row: Row, workers: Workers, tell: Tell) -> Record:
     return record if known is None else joined(known, record)
 
 
-MADE = ("seeds", "jobs", "command", "commit", "hardware", "date")
-"""Fields of a record that say what made it."""
-
-
-def joined(known: Record, record: Record) -> Record:
-    """Return `known` with the seeds of `record` after its own; `before` says what made the seeds that were there.
-
-    Seconds are those of the runs made last, so that they are of one machine, the one that the record names.
-    """
-    test = [*known["test"], *record["test"]]
-    evaluations = (known["seeds"] * known["evaluations"] + record["seeds"] * record["evaluations"]) / len(test)
-    return {
-        **record,
-        **{name: known[name] for name in ("validation", "trials")},
-        **_over_seeds(test),
-        "evaluations": evaluations,
-        "before": [*known.get("before", []), {name: known[name] for name in MADE}],
-    }
-
-
-def _over_seeds(test: Sequence[float]) -> Record:
-    return {
-        "seeds": len(test),
-        "test": list(test),
-        "mean": statistics.mean(test),
-        "std": statistics.stdev(test) if len(test) > 1 else 0.0,
-    }
-
-
 def time_rows(plan: Plan, tell: Tell) -> None:
     """Perform the first trial of every row that has no run yet, so that the time of all can be estimated."""
     if plan.order.values_from is not None:
@@ -302,7 +273,7 @@ def record_of(plan: Plan, row: Row, values: Mapping[str, Any], best: Best | None
         "chosen_from": plan.order.values_from.stem if plan.order.values_from is not None else "",
         "validation": best.accuracy if best is not None else None,
         "trials": plan.order.trials if best is not None else 0,
-        **_over_seeds(test),
+        **over_seeds(test),
         "evaluations": statistics.mean(result.evaluations for result in found),
         "seconds": statistics.mean(result.seconds for result in whole),
         "search_s": statistics.mean(result.search_s for result in whole),
