@@ -24,6 +24,7 @@ from repsearch.networks.base import Shape
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.search_memory import tile_of
 from repsearch.serving import JobContext, JobResult
+from repsearch.windows import Window, windows_of
 from searcher.archive import read_archive
 from searcher.kernels.evolution import with_kernels
 from searcher.mixing import Mix
@@ -120,7 +121,16 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         archive=config.search.archive,
         compiled=config.search.compiled,
         precision=config.search.precision,
+        calibration=calibration_of(config, len(data.train), round_number) if trained else None,
     )
+
+
+def calibration_of(config: RunConfig, examples: int, round_number: int) -> Window | None:
+    """Return the training images whose BatchNorm statistics a learned network is searched with: the round's; None for its own."""
+    if config.search.statistics == "learned":
+        return None
+    window = windows_of(config, examples).of(round_number)
+    return Window(window.first, min(window.count, config.search.calibration_examples))
 
 
 def mix_of(search: SearchConfig) -> Mix | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from repsearch.datasets.base import Split
 from repsearch.search_memory import GROUP_TILES
 from repsearch.seeding import keys_of, seed_of
+from repsearch.windows import Window
 from searcher.evaluating import Precision
 from searcher.mixing import Mix
 from searcher.strategies.base import SearchStrategy
@@ -30,6 +31,7 @@ class SearchPlan:
     searches: results per example.
     archive: elites of each search and layer that are kept for the next round, and the most that it takes from the one before.
     precision: of the forward passes above a searched layer.
+    calibration: training images on which the network's statistics are computed anew before it is searched; None: they are as learned.
     compiled: use compiled loops where there are some for strategy, network and device (`searcher.compiled`).
     """
 
@@ -47,6 +49,7 @@ class SearchPlan:
     archive: int = 0
     compiled: bool = True
     precision: Precision = "float32"
+    calibration: Window | None = None
 
     def keys(self, index_T: Tensor, replicate: int, purpose: str, *parts: int) -> Tensor:
         """Return a key per example for `purpose`; independent searches of an example (`replicate` from 0) have their own."""

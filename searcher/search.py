@@ -9,6 +9,7 @@ Shapes: W tiles of a group; T examples of a tile; N examples; R results per exam
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor
 from repsearch.datasets.base import Split
 from repsearch.datasets.splitting import check_labels
 from repsearch.networks.base import SearchableNetwork, layer_name
+from repsearch.networks.building import calibrate
 from searcher.archive import Archive
 from searcher.evaluating import evaluate
 from searcher.evaluation_network import evaluation_network
@@ -141,12 +143,22 @@ def search_pieces(
     """
     begin = time.monotonic()
     check_labels(split.labels[first : first + count], network.classes, where="training image", first=first)
-    searched = evaluation_network(network).to(device)
+    searched = _prepared(plan, network, split, device)
     tally = Tally(len(plan.layers))
     for group in groups_of(plan, split, first=first, count=count, device=device):
         take(tally.add(search_group(plan, searched, group, on_position, archive), group.real_WT))
         on_progress(tally.progress(time.monotonic() - begin))
     return tally.progress(time.monotonic() - begin)
+
+
+def _prepared(plan: SearchPlan, network: SearchableNetwork, split: Split, device: torch.device) -> SearchableNetwork:
+    """Return the copy of `network` that is searched, on the device."""
+    if plan.calibration is None:
+        return evaluation_network(network).to(device)
+    first, count = plan.calibration.first, plan.calibration.count
+    calibrated = copy.deepcopy(network).to(device)
+    calibrate(calibrated, split.images[first : first + count].to(device))
+    return evaluation_network(calibrated)
 
 
 def search_group(

@@ -16,7 +16,7 @@ from repsearch.networks import SearchableNetwork, build_network, layer_name, loa
 from repsearch.rpc.v1 import jobs_pb2
 from repsearch.serving import JobContext, StepClock
 from searcher.archive import Archive, read_archive
-from searcher.jobs import arrays_of, attributes_of, check_range, dtypes_of, make_plan, references_of
+from searcher.jobs import arrays_of, attributes_of, calibration_of, check_range, dtypes_of, make_plan, references_of
 from searcher.search import Piece, Position, SearchPlan, SearchProgress, search_pieces
 from store import Reference, Store, open_store
 from store.parameters import read_parameters
@@ -78,7 +78,9 @@ def _search(
         resident.load(store, Reference(spec.network.path, spec.network.digest))
         archive = read_archive(store, references_of(spec.archive), names, first=spec.first, count=spec.count)
     with clock.step("work"):
-        pieces, end = _searched(replace(resident.plan, round=spec.round), resident.network, data, spec, archive, context, sequence)
+        calibration = calibration_of(config, len(data.train), spec.round) if spec.trained else None
+        plan = replace(resident.plan, round=spec.round, calibration=calibration)
+        pieces, end = _searched(plan, resident.network, data, spec, archive, context, sequence)
     with clock.step("write"):
         writer = store.begin(spec.output_path, rows=spec.count, dtypes=dtypes_of(names, config))
         with writer:

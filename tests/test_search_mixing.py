@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ from repsearch.config import learn_digest, parse_config, search_digest
 from repsearch.datasets.base import Data
 from repsearch.errors import ConfigError
 from repsearch.families import STRATEGIES
-from repsearch.networks import SearchableNetwork
+from repsearch.networks import SearchableNetwork, calibrate, network_digest
+from repsearch.windows import Window, windows_of
 from searcher.evaluation_network import evaluation_network
-from searcher.jobs import mix_of
+from searcher.jobs import calibration_of, mix_of
 from searcher.mixing import Mix
 from searcher.search import SearchPlan, SearchResult, evaluate, search_examples
 from searcher.starting import run_layers, search_form
@@ -132,6 +134,30 @@ def test_layers_on_own_representations_are_searched_as_each_alone(from_network: 
     assert torch.equal(both.targets[1], alone.targets[0])
     chained = search(plan_of(0, 1, from_network=from_network), network, data)
     assert torch.equal(both.targets[0], chained.targets[0]) and not torch.equal(both.targets[1], chained.targets[1])
+
+
+@pytest.mark.parametrize("part", [(0, 24), (4, 8)])
+def test_statistics_may_be_those_of_the_images_of_a_window(part: tuple[int, int], network: SearchableNetwork, data: Data) -> None:
+    before = network_digest(network)
+    found = search(plan_of(0, 2, calibration=Window(2, 16)), network, data, *part)
+    assert network_digest(network) == before
+    calibrated = copy.deepcopy(network)
+    calibrate(calibrated, data.train.images[2:18])
+    expected = search(plan_of(0, 2), calibrated, data, *part)
+    other = search(plan_of(0, 2), network, data, *part)
+    for position in (0, 1):
+        assert torch.equal(found.targets[position], expected.targets[position])
+        assert not torch.equal(found.targets[position], other.targets[position])
+    assert torch.equal(found.after_NL, expected.after_NL)
+
+
+def test_the_window_is_the_rounds_and_no_longer_than_calibration_is() -> None:
+    config = parse_config({"search": {"statistics": "round", "calibration_examples": 30}, "rounds": {"examples_per_round": 25}})
+    windows = windows_of(config, 110)
+    assert [calibration_of(config, 110, round) for round in range(5)] == [windows.of(round) for round in range(5)]
+    whole = parse_config({"search": {"statistics": "round", "calibration_examples": 30}})
+    assert calibration_of(whole, 110, 7) == Window(0, 30)
+    assert calibration_of(parse_config({}), 110, 7) is None
 
 
 def test_two_ways_to_mix_are_refused() -> None:

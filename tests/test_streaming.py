@@ -138,6 +138,15 @@ def test_without_staleness_the_bits_are_those_of_the_closed_loop(daemons: Daemon
     assert verify(run) == verify(closed) == []
 
 
+def test_windows_may_be_searched_with_their_own_statistics(daemons: Daemons, closed: Path) -> None:
+    own = "search.statistics=round"
+    jobs, stream = daemons.run("closed-own", own, "searcher.shard_examples=10"), daemons.run("alternating-own", own, STREAM % (0, 0.2))
+    assert learned(jobs) == learned(stream)
+    assert learned(jobs)[0] == learned(closed)[0], "the untrained network has statistics of its own"
+    assert learned(jobs)[-1] != learned(closed)[-1]
+    assert verify(jobs) == verify(stream) == []
+
+
 def test_what_lags_behind_and_who_waits_is_told(daemons: Daemons) -> None:
     run = daemons.run("stale", STREAM % (2, 5))
     reports = load_reports(open_store(run))

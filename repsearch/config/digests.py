@@ -13,7 +13,16 @@ _SEARCH = ("dataset", "network", "search", "store")
 _LEARN = (*_SEARCH, "learn")
 _ADDED: dict[str, dict[str, Any]] = {
     "dataset": {"fitness": 0},
-    "search": {"below": "found", "step": None, "nudge": None, "relative": False, "archive": 0, "precision": "float32", "code": {}},
+    "search": {
+        "below": "found",
+        "step": None,
+        "nudge": None,
+        "relative": False,
+        "archive": 0,
+        "precision": "float32",
+        "code": {},
+        "statistics": "learned",
+    },
 }
 """Fields that configurations came to have later, with the value that means what was done before: digests know nothing of those."""
 _ADDED_TO_STRATEGIES: dict[str, dict[str, Any]] = {
