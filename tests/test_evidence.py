@@ -39,8 +39,8 @@ def order(folder: Path, **fields: Any) -> Order:
 class FakeWorkers:
     """Workers that remember what they ran, and die after `most` runs."""
 
-    def __init__(self, most: int = 10**6, fails: str = "") -> None:
-        self.most, self.fails, self.stopped = most, fails, False
+    def __init__(self, most: int = 10**6, fails: str = "", curves: bool = True) -> None:
+        self.most, self.fails, self.curves, self.stopped = most, fails, curves, False
         self.requests: list[Request] = []
 
     def run(self, request: Request) -> Result:
@@ -52,7 +52,8 @@ class FakeWorkers:
             raise NumericalError("the loss is nan")
         lr, seed = request.config["learn"]["optimiser"]["lr"], request.config["run"]["seed"]
         metrics = {"validation/accuracy": 0.9 - lr, "test/accuracy": 0.8 + 0.01 * seed}
-        return Result(metrics=metrics, evaluations=592, search_s=1, learn_s=2, seconds=3, wall_s=4, core_s=2.5)
+        curves = {"loss": [2.0 + seed, 1.0 + seed], "validation_accuracy": [0.1, 0.2]} if self.curves else {}
+        return Result(metrics=metrics, evaluations=592, search_s=1, learn_s=2, seconds=3, wall_s=4, core_s=2.5, curves=curves)
 
     def stop(self) -> None:
         """Nothing to stop."""
@@ -258,6 +259,21 @@ def test_more_seeds_need_none_of_the_runs_before(tmp_path: Path, small: list[Row
     anew = Plan(order(tmp_path, seeds=4, trials=4, **elsewhere))
     perform(anew, FakeWorkers(), monkeypatch)
     assert [len(row["test"]) for row in anew.results.rows()] == [4, 4] and not any("before" in row for row in anew.results.rows())
+
+
+def test_curves_are_means_over_all_seeds_and_drawn(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    small[1] = dataclasses.replace(small[1], curves=("loss", "validation_accuracy"), group="by epoch")
+    perform(Plan(order(tmp_path)), FakeWorkers(), monkeypatch)
+    plan = Plan(order(tmp_path, seeds=3))
+    perform(plan, FakeWorkers(), monkeypatch)
+    rows = plan.results.rows()
+    assert [row.get("curves") for row in rows] == [None, {"loss": [3.0, 2.0], "validation_accuracy": pytest.approx([0.1, 0.2])}]
+    assert "(table1-mnist-300-by-epoch-curves.png)" in write_page("table1", plan.table, tmp_path / "out").read_text()
+    with Image.open(tmp_path / "out" / "table1-mnist-300-by-epoch-curves.png") as picture:
+        assert picture.width > 400
+    # Runs of an earlier version have none: no curve of some of the seeds passes for that of all.
+    perform(Plan(order(tmp_path, seeds=4)), FakeWorkers(curves=False), monkeypatch)
+    assert plan.results.rows()[1]["seeds"] == 4 and "curves" not in plan.results.rows()[1]
 
 
 def test_of_a_row_of_rounds_the_last_is_measured_alone(tmp_path: Path) -> None:

@@ -254,6 +254,8 @@ def test_a_killed_sweep_goes_on_with_real_runs(tmp_path: Path) -> None:
     assert len(accuracies) == 3
     # The learner of the killed sweep may have finished trial 1 by itself.
     assert all(0 < result.core_s < 60 for result in results if result is not None and not result.resumed)
+    for result in results:
+        assert result is not None and result.curves["validation_accuracy"][-1] == result.metrics["validation/accuracy"]
     with sqlite3.connect(folder / "optuna.db") as database:
         told = [value for (value,) in database.execute("select value from trial_values order by trial_id")]
     database.close()

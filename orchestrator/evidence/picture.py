@@ -52,6 +52,23 @@ def draw(path: Path, title: str, panels: Sequence[Panel]) -> None:
     save(figure, path)
 
 
+def draw_curves(path: Path, title: str, rows: Sequence[Record]) -> None:
+    """Write a panel per curve that the records keep, a line per row: means over seeds, by epoch."""
+    from orchestrator.studies.figures import COLOURS, MARKERS, grid, save
+
+    names = list(rows[0]["curves"])
+    figure, panels = grid(1, len(names), title, width=4.2, height=3.2)
+    for axes, name in zip(panels[0], names, strict=True):
+        share = name.endswith("accuracy")
+        for place, row in enumerate(rows):
+            values = [100 * value if share else value for value in row["curves"][name]]
+            axes.plot(range(1, len(values) + 1), values, label=row["name"], color=COLOURS[place], marker=MARKERS[place], markersize=4)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"{name.replace('_', ' ')}{' %' if share else ''}")
+    panels[0][-1].legend(frameon=False, fontsize="small")
+    save(figure, path)
+
+
 def _floor(rows: Sequence[Record]) -> float:
     """Return the accuracy in % below which a row would squeeze the others: as far below the baseline as three times the best is above.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from orchestrator.evidence.picture import draw, panels_of
+from orchestrator.evidence.picture import draw, draw_curves, panels_of
 from orchestrator.evidence.results import Record, read
 from orchestrator.evidence.tables import EvidenceTable
 from orchestrator.sweeps.space import toml_value
@@ -65,6 +66,10 @@ def _section(path: Path) -> list[str]:
     if len(varied := [row for row in rows if row["x"]]) > 1:
         plot(path.with_suffix(".png"), heading, varied)
         parts.append(f"![test accuracy against evaluations]({path.with_suffix('.png').name})")
+    for group, members in groupby((row for row in rows if row.get("curves")), key=lambda row: row["group"]):
+        image = path.with_name(f"{path.stem}-{_file_name(group)}-curves.png")
+        draw_curves(image, f"{heading}, {group}" if group else heading, list(members))
+        parts.append(f"![by epoch, means over seeds: {group or heading}]({image.name})")
     parts.append("\n".join(f"- {line}" for line in _made(rows)))
     return parts
 
@@ -131,6 +136,10 @@ def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
 def _place(path: Path) -> tuple[bool, int, int, bool]:
     document = read(path)
     return document["scale"] != "cpu", list(NAMES).index(document["dataset"]), int(document["images"]), bool(document.get("equal_seconds"))
+
+
+def _file_name(group: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")
 
 
 def _short_key(key: str) -> str:

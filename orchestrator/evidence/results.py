@@ -63,13 +63,24 @@ def joined(known: Record, record: Record) -> Record:
     """
     test = [*known["test"], *record["test"]]
     evaluations = (known["seeds"] * known["evaluations"] + record["seeds"] * record["evaluations"]) / len(test)
+    # Curves are means over all seeds, or there are none.
+    both = known.get("curves", {}).keys() & record.get("curves", {}).keys()
+    curves = {
+        name: means_by_epoch([part["curves"][name] for part in (known, record) for _ in range(part["seeds"])]) for name in sorted(both)
+    }
     return {
-        **record,
+        **{name: value for name, value in record.items() if name != "curves"},
+        **({"curves": curves} if curves else {}),
         **{name: known[name] for name in ("validation", "trials")},
         **over_seeds(test),
         "evaluations": evaluations,
         "before": [*known.get("before", []), {name: known[name] for name in MADE}],
     }
+
+
+def means_by_epoch(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of several curves, epoch by epoch; all are of as many epochs."""
+    return [statistics.mean(values) for values in zip(*curves, strict=True)]
 
 
 def over_seeds(test: Sequence[float]) -> Record:

@@ -27,6 +27,7 @@ class Row:
     group: rows compared with one another, such as those of one label noise; the baseline is the first of its group.
     x: for a plot, what the row is varied by.
     method: name of the row of another table whose chosen values fit this one; its own name if empty.
+    curves: what learning recorded of each epoch that is kept with the result, and drawn for the row's group.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     group: str = ""
     x: str = ""
     method: str = ""
+    curves: tuple[str, ...] = ()
 
     def within(self, group: str, settings: Mapping[str, Any]) -> Row:
         """Return the row in `group`, with more settings."""

@@ -85,7 +85,8 @@ def _baydin() -> list[Row]:
     }
 
     def row(title: str, rates: Any, name: str, **rule: Any) -> Row:
-        return Row(name=title, group="1024-1024, SGD", settings={**settings, "learn.rule": {"name": name, **rule}}, space={LR: rates})
+        values = {**settings, "learn.rule": {"name": name, **rule}}
+        return Row(name=title, group="1024-1024, SGD", settings=values, space={LR: rates}, curves=("loss", "validation_accuracy"))
 
     tuned = {"low": 1e-3, "high": 0.3, "log": True}
     return [

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.evidence.given import given
-from orchestrator.evidence.results import Record, Results, commit, hardware, joined, over_seeds
+from orchestrator.evidence.results import Record, Results, commit, hardware, joined, means_by_epoch, over_seeds
 from orchestrator.evidence.rows import Row
 from orchestrator.evidence.scales import Scale, find_scale
 from orchestrator.evidence.tables import EvidenceTable, find_table
@@ -279,7 +279,15 @@ def record_of(plan: Plan, row: Row, values: Mapping[str, Any], best: Best | None
         "search_s": statistics.mean(result.search_s for result in whole),
         "learn_s": statistics.mean(result.learn_s for result in whole),
         "core_s": statistics.mean(result.core_s for result in whole),
+        **curves_of(row, found),
     }
+
+
+def curves_of(row: Row, found: Sequence[Result]) -> Record:
+    """Return the field of a record that keeps the row's curves, means over runs by epoch; nothing where a run has none."""
+    if not row.curves or not all(name in result.curves for name in row.curves for result in found):
+        return {}
+    return {"curves": {name: means_by_epoch([result.curves[name] for result in found]) for name in row.curves}}
 
 
 def estimate(plan: Plan) -> list[tuple[str, str, str]]:

@@ -29,6 +29,7 @@ from orchestrator.preflight import Preflight, check_run, library_versions
 from orchestrator.report import RoundReport, measured
 from orchestrator.rounds import run_rounds
 from orchestrator.runs import Run, RunLock, create_folder, new_run_id, open_run, save_run
+from orchestrator.work import Work
 from repsearch.config import RunConfig
 from repsearch.datasets import cached_data
 from repsearch.errors import DaemonError, JobError, RepSearchError
@@ -64,6 +65,7 @@ class Result:
     core_s: processor time of searchers and learner in the last opening of the run, if they are local: what the run costs a core, however
         busy the machine is with other work; else 0.
     resumed: whether the run was cut and gone on with; its times lack what came before.
+    curves: by epoch of a run of one round, what learning recorded of each: `loss`, `validation_accuracy` and the like.
     """
 
     metrics: Mapping[str, float]
@@ -74,6 +76,7 @@ class Result:
     wall_s: float = 0.0
     core_s: float = 0.0
     resumed: bool = False
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def read_result(folder: Path) -> Result | None:
@@ -116,7 +119,8 @@ class Worker:
                 check_fleet(run, fleet)
                 before_s = self._processor_s()
                 with opened(run, list(preflight.layers), fleet, _Silent(), resumed=resumed) as work:
-                    result = _result(run_rounds(work), run.dataset["train"])
+                    reports = run_rounds(work)
+                    result = replace(_result(reports, run.dataset["train"]), curves=_curves(work, reports))
                 core_s = self._processor_s() - before_s
                 result = replace(result, wall_s=time.monotonic() - begin, core_s=core_s, resumed=resumed)
                 replace_file(folder / RESULT, (json.dumps(asdict(result), indent=1) + "\n").encode())
@@ -207,6 +211,15 @@ def _result(reports: Sequence[RoundReport], examples: int) -> Result:
         learn_s=total("seconds/learn"),
         seconds=total("seconds/round"),
     )
+
+
+def _curves(work: Work, reports: Sequence[RoundReport]) -> dict[str, list[float]]:
+    """Return the history of epochs of a run of one round; of others nothing, their curves are in MLflow."""
+    if len(reports) != 1 or reports[0].learned is None:
+        return {}
+    epochs = work.store.manifest(reports[0].learned["path"]).attributes["epochs"]
+    names = set.intersection(*(set(epoch) for epoch in epochs)) - {"epoch"}
+    return {name: [float(epoch[name]) for epoch in epochs] for name in sorted(names)}
 
 
 class _Silent:
