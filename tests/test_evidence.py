@@ -94,6 +94,13 @@ def test_every_value_of_every_row_makes_a_configuration(scale: str, dataset: str
         assert not set(sweep.space) & set(row.settings)
 
 
+@pytest.mark.parametrize(("scale", "dataset", "table"), EVERY)
+def test_rows_without_search_learn_once(scale: str, dataset: str, table: str, tmp_path: Path) -> None:
+    plan = Plan(order(tmp_path, table=table, dataset=dataset, images=None, scale=scale))
+    configs = [plan.sweep(row).config({}) for row in plan.rows]
+    assert {config.rounds.count for config in configs if config.rounds.policy["name"] == "learn_only"} <= {1}
+
+
 def test_the_gpu_scale_is_the_papers_configuration(tmp_path: Path) -> None:
     for dataset in ("mnist", "cifar10"):
         plan = Plan(order(tmp_path, scale="gpu", dataset=dataset, images=None))

@@ -68,6 +68,8 @@ class Row:
 
 
 CROSS_ENTROPY = {"learn.objective.name": "cross_entropy", "rounds.policy": "learn_only"}
+LEARN_ONCE = {"policy": "learn_only", "count": 1}
+"""Section `rounds` of rows without search, where that of the scale has more rounds or none."""
 BLOCKS = {"learn.objective.layers": [[0, 1, 2], [1, 2]]}
 """All blocks, or block 0 unsupervised."""
 _BLUR = [5, 1, 1, 0]

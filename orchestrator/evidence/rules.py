@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.evidence.rows import CROSS_ENTROPY, Row
+from orchestrator.evidence.rows import LEARN_ONCE, Row
 from orchestrator.evidence.scales import LR, Scale
 
 RATES = {"low": 3e-4, "high": 1e-2, "log": True}
@@ -49,7 +49,7 @@ def published_scale(scale: Scale) -> Scale:
         "batch_size": 500,
         "schedule": "constant",
     }
-    base = {**scale.base, "network": {**PLAIN, "widths": NARROW}, "learn": learn, "rounds": {"policy": "learn_only"}}
+    base = {**scale.base, "network": {**PLAIN, "widths": NARROW}, "learn": learn, "rounds": LEARN_ONCE}
     del base["search"]
     return replace(scale, base=base, space=_SPACE, sampler="sobol")
 
@@ -175,8 +175,11 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
     weights = {"name": "forward_gradient", "directions": "rademacher", "draws": PASSES}
     # Candidates that search evaluates, and passes that learning takes, are both passes of an image.
     searched = rounds * EVALUATIONS
-    whole = {**CROSS_ENTROPY, "rounds": {"policy": "learn_only"}, "learn.epochs": rounds * epochs + round(searched / (1 + PASSES))}
-    del whole["rounds.policy"]
+    whole = {
+        "learn.objective.name": "cross_entropy",
+        "rounds": LEARN_ONCE,
+        "learn.epochs": rounds * epochs + round(searched / (1 + PASSES)),
+    }
     return [
         Row(name="backprop, regression"),
         Row(name="backprop, isolated regression", settings=isolated),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.evidence.rows import Row
+from orchestrator.evidence.rows import LEARN_ONCE, Row
 from orchestrator.evidence.rules import EVALUATIONS, PASSES, local_scale
 from orchestrator.evidence.scales import LR, Scale
 
@@ -25,7 +25,7 @@ def sign_scale(scale: Scale) -> Scale:
 def sign_rows(scale: Scale, images: int) -> list[Row]:
     """Return estimates of the gradient through signs, and targets for the blocks that need none."""
     epochs = scale.base["learn"]["epochs"]
-    whole = {"learn.objective.name": "cross_entropy", "rounds": {"policy": "learn_only"}, "learn.epochs": _ROUNDS * epochs}
+    whole = {"learn.objective.name": "cross_entropy", "rounds": LEARN_ONCE, "learn.epochs": _ROUNDS * epochs}
     # Evaluations of candidates and noisy passes are both passes of an image.
     longer = {**whole, "learn.epochs": _ROUNDS * epochs + round(_ROUNDS * EVALUATIONS / (1 + PASSES))}
     noisy = {"name": "node_perturbation", "passes": PASSES}
