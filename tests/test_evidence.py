@@ -136,6 +136,13 @@ def test_rules_within_blocks_and_through_the_network_have_equal_evaluations(data
         searched = 352
         learned = local.rounds.count * local.learn.epochs * passes
         assert whole.learn.epochs * passes == pytest.approx(searched + learned, abs=passes)
+    wider = {row.name: plan.sweep(row).config({}) for row in plan.rows if row.group == "512-512"}
+    local, whole = (
+        wider[name] for name in ("node perturbation, isolated regression by unit", "forward gradient over weights, cross-entropy")
+    )
+    assert whole.network["widths"] == local.network["widths"] == [local.learn.objective["groups"]] * 2 == [512, 512]
+    learned = local.rounds.count * local.learn.epochs * (1 + local.learn.rule["passes"])
+    assert whole.learn.epochs * (1 + whole.learn.rule["draws"]) == pytest.approx(352 + learned, abs=5)
 
 
 def test_every_row_has_the_same_trials_with_the_same_draws(tmp_path: Path, small: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:

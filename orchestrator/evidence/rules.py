@@ -21,6 +21,10 @@ EPOCHS, LOCAL_EPOCHS = 20, 8
 PASSES = 8
 """Noisy passes, or directions, of the rules in the table of local targets."""
 _SPACE = {LR: RATES}
+_WHOLE_WEIGHTS = {LR: {"low": 3e-5, "high": 1e-3, "log": True}}
+"""Rates of a rule that estimates the gradient of all weights together."""
+WIDER = 512
+"""Units of the blocks of the wider rows of local targets; the others have 128."""
 
 
 _EVOLUTION: dict[str, Any] = {
@@ -190,7 +194,33 @@ def local_rows(scale: Scale, images: int) -> list[Row]:
         Row(
             name="forward gradient over weights, cross-entropy",
             settings={**whole, "learn.rule": weights},
-            space={LR: {"low": 3e-5, "high": 1e-3, "log": True}},
+            space=_WHOLE_WEIGHTS,
+        ),
+        *_wider_local_rows(isolated["learn.objective"], by_unit["node perturbation"], weights, epochs=rounds * epochs, searched=searched),
+    ]
+
+
+def _wider_local_rows(
+    isolated: Mapping[str, Any], by_unit: Mapping[str, Any], weights: Mapping[str, Any], *, epochs: int, searched: int
+) -> list[Row]:
+    """Return the same with more parameters, with which the variance of a rule over weights grows, and that of one by unit does not."""
+    group, wide = f"{WIDER}-{WIDER}", {"network.widths": [WIDER, WIDER]}
+    whole = {**wide, "learn.objective.name": "cross_entropy", "rounds": LEARN_ONCE}
+    # A row by unit takes two passes of an image in an epoch, besides those of its search.
+    longer = round((searched + 2 * epochs) / (1 + PASSES))
+    return [
+        Row(name="backprop, isolated regression", group=group, settings={**wide, "learn.objective": isolated}),
+        Row(name="backprop, cross-entropy", group=group, settings={**whole, "learn.epochs": epochs}),
+        Row(
+            name="node perturbation, isolated regression by unit",
+            group=group,
+            settings={**wide, "learn.objective": {**isolated, "groups": WIDER}, "learn.rule": by_unit},
+        ),
+        Row(
+            name="forward gradient over weights, cross-entropy",
+            group=group,
+            settings={**whole, "learn.epochs": longer, "learn.rule": weights},
+            space=_WHOLE_WEIGHTS,
         ),
     ]
 
@@ -199,4 +229,5 @@ LOCAL_NOTES = f"""Rows of `isolated regression` learn every block from searched 
 other than backprop, nothing goes backward through the network in search or in learning. Rules have {PASSES} draws. In rows `by unit` every
 unit of a block has a copy of the block's error of its own (`learn.objective.groups`), and rules have one draw. Rows of a rule on
 `cross-entropy` go through the whole network, with as many more epochs as search has evaluations (a candidate evaluated, and a pass forward
-of an image, count alike), which is more than its share: a candidate is evaluated in the layers above it alone."""
+of an image, count alike), which is more than its share: a candidate is evaluated in the layers above it alone. Of blocks of 128 units these
+epochs are counted by the rows with {PASSES} draws, of {WIDER} units by the row `by unit`."""
