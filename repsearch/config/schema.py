@@ -72,7 +72,8 @@ class SearchConfig(Section):
     """Training images on which the untrained network's BatchNorm statistics are calibrated, once."""
     statistics: Literal["learned", "round"] = "learned"
     """BatchNorm statistics with which a learned network is searched: the running ones that learning left, or those of the round's own
-    images, computed anew (of at most `calibration_examples` of them). Running ones lag behind a network that learns fast."""
+    images, computed anew (of at most `calibration_examples` of them, all at once, which `memory_mb` does not count). Running ones lag
+    behind a network that learns fast."""
     compiled: bool = True
     """Search by compiled loops where there are some, on a CPU: `evolution`, whole where the part of the network above mixes channels in the
     head only; `evolution` and `evolution_strategy`, between forward passes, on any other network while no image may stop early.
