@@ -65,7 +65,8 @@ def draw_curves(path: Path, title: str, rows: Sequence[Record]) -> None:
             axes.plot(range(1, len(values) + 1), values, label=row["name"], color=COLOURS[place], marker=MARKERS[place], markersize=4)
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{name.replace('_', ' ')}{' %' if share else ''}")
-    panels[0][-1].legend(frameon=False, fontsize="small")
+    # Names of rows are long: more beside one another would not fit.
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     save(figure, path)
 
 
