@@ -121,13 +121,13 @@ def make_plan(config: RunConfig, data: Data, device: torch.device, *, round_numb
         archive=config.search.archive,
         compiled=config.search.compiled,
         precision=config.search.precision,
-        calibration=calibration_of(config, len(data.train), round_number) if trained else None,
+        calibration=calibration_of(config, len(data.train), round_number, trained=trained),
     )
 
 
-def calibration_of(config: RunConfig, examples: int, round_number: int) -> Window | None:
+def calibration_of(config: RunConfig, examples: int, round_number: int, *, trained: bool) -> Window | None:
     """Return the training images whose BatchNorm statistics a learned network is searched with: the round's; None for its own."""
-    if config.search.statistics == "learned":
+    if not trained or config.search.statistics == "learned":
         return None
     window = windows_of(config, examples).of(round_number)
     return Window(window.first, min(window.count, config.search.calibration_examples))

@@ -78,7 +78,7 @@ def _search(
         resident.load(store, Reference(spec.network.path, spec.network.digest))
         archive = read_archive(store, references_of(spec.archive), names, first=spec.first, count=spec.count)
     with clock.step("work"):
-        calibration = calibration_of(config, len(data.train), spec.round) if spec.trained else None
+        calibration = calibration_of(config, len(data.train), spec.round, trained=spec.trained)
         plan = replace(resident.plan, round=spec.round, calibration=calibration)
         pieces, end = _searched(plan, resident.network, data, spec, archive, context, sequence)
     with clock.step("write"):

@@ -154,10 +154,11 @@ def test_statistics_may_be_those_of_the_images_of_a_window(part: tuple[int, int]
 def test_the_window_is_the_rounds_and_no_longer_than_calibration_is() -> None:
     config = parse_config({"search": {"statistics": "round", "calibration_examples": 30}, "rounds": {"examples_per_round": 25}})
     windows = windows_of(config, 110)
-    assert [calibration_of(config, 110, round) for round in range(5)] == [windows.of(round) for round in range(5)]
+    assert [calibration_of(config, 110, round, trained=True) for round in range(5)] == [windows.of(round) for round in range(5)]
     whole = parse_config({"search": {"statistics": "round", "calibration_examples": 30}})
-    assert calibration_of(whole, 110, 7) == Window(0, 30)
-    assert calibration_of(parse_config({}), 110, 7) is None
+    assert calibration_of(whole, 110, 7, trained=True) == Window(0, 30)
+    assert calibration_of(parse_config({}), 110, 7, trained=True) is None
+    assert calibration_of(whole, 110, 0, trained=False) is None
 
 
 def test_two_ways_to_mix_are_refused() -> None:

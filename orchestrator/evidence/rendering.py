@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from orchestrator.evidence.picture import draw, draw_curves, panels_of
 from orchestrator.evidence.results import Record, read
+from orchestrator.evidence.rows import file_name
 from orchestrator.evidence.tables import EvidenceTable
 from orchestrator.sweeps.space import toml_value
 from store.files import replace_file
@@ -67,7 +67,7 @@ def _section(path: Path) -> list[str]:
         plot(path.with_suffix(".png"), heading, varied)
         parts.append(f"![test accuracy against evaluations]({path.with_suffix('.png').name})")
     for group, members in groupby((row for row in rows if row.get("curves")), key=lambda row: row["group"]):
-        image = path.with_name(f"{path.stem}-{_file_name(group)}-curves.png")
+        image = path.with_name(f"{path.stem}-{file_name(group)}-curves.png")
         draw_curves(image, f"{heading}, {group}" if group else heading, list(members))
         parts.append(f"![by epoch, means over seeds: {group or heading}]({image.name})")
     parts.append("\n".join(f"- {line}" for line in _made(rows)))
@@ -136,10 +136,6 @@ def plot(path: Path, title: str, rows: Sequence[Record]) -> None:
 def _place(path: Path) -> tuple[bool, int, int, bool]:
     document = read(path)
     return document["scale"] != "cpu", list(NAMES).index(document["dataset"]), int(document["images"]), bool(document.get("equal_seconds"))
-
-
-def _file_name(group: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")
 
 
 def _short_key(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,11 @@ SEED = 1000
 """Seed of the trials: no final run has it, so that the runs reported were not chosen from."""
 
 EVALUATE_EVERY = "rounds.evaluate_every"
+
+
+def file_name(title: str) -> str:
+    """Return `title`, of a row or a group of rows, as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ ROOT/table1-mnist-3000/class-code-1f3a9c2b/sweep/             the trials
 
 from __future__ import annotations
 
-import re
 import shlex
 import statistics
 import threading
@@ -20,7 +19,7 @@ from typing import Any
 
 from orchestrator.evidence.given import given
 from orchestrator.evidence.results import Record, Results, commit, hardware, joined, means_by_epoch, over_seeds
-from orchestrator.evidence.rows import Row
+from orchestrator.evidence.rows import Row, file_name
 from orchestrator.evidence.scales import Scale, find_scale
 from orchestrator.evidence.tables import EvidenceTable, find_table
 from orchestrator.preflight import check_run
@@ -139,7 +138,7 @@ class Plan:
 
     def row_folder(self, row: Row) -> Path:
         """Return the folder of the row's runs."""
-        return self.folder / f"{re.sub(r'[^a-z0-9.]+', '-', row.title.lower()).strip('-')}-{self.digest(row)}"
+        return self.folder / f"{file_name(row.title)}-{self.digest(row)}"
 
     def final(self, row: Row, values: Any, seed: int) -> Request:
         """Return the run of `row` with the chosen `values` and a seed."""
